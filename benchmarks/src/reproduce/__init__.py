@@ -1,0 +1,1 @@
+"""The claims of the ten packages and the `reproduce` command."""

@@ -1,0 +1,188 @@
+"""`reproduce`: check the claims of the ten packages."""
+
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from tenfold import UserError
+from tenfold.cli import EXIT_LIMIT_BROKEN, one_line_errors
+
+SMOKE_BUDGET_SECONDS = 25.0
+"""What each package may take of the smoke tier on two cores."""
+
+app = App(
+    name="reproduce",
+    help="Check the claims of the papers, and of our README, against this code.\n\nWithout a verb: the smoke tier of every installed package.",
+    help_format="plaintext",
+    help_epilogue=(
+        "Examples:\n  $ reproduce\n  $ reproduce list\n  $ reproduce run --only fairfd --tier small --seeds 5\n"
+        "  $ reproduce speed --only fairfd\n  $ reproduce report"
+    ),
+    version_flags=[],
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+Tier = Literal["smoke", "small", "medium", "paper"]
+Only = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
+
+
+@app.default
+@app.command
+def run(
+    *, only: Only = (), tier: Tier = "smoke", seeds: int | None = None, out: Path = Path("results"), fresh: bool = False
+) -> int:
+    """Measure the claims of a tier; finished seeds are kept and not measured again.
+
+    Leaves with 0 when every claim recorded as holding still holds, otherwise with 3.
+
+    Args:
+        only: Packages to check; all installed ones by default.
+        tier: smoke (seconds), small (minutes), medium (one GPU), paper (full scale).
+        seeds: How many seeds; each experiment's own number by default.
+        out: Where results and the report go.
+        fresh: Measure again what is stored.
+    """
+    from reproduce.registry import suites
+    from reproduce.report import save_tier, write_html
+    from reproduce.running import outcomes, run_suites
+
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least one is needed")
+    chosen = suites(only)
+    measured, seconds = [], defaultdict(float)
+    progress = Console(stderr=True)
+    for step in run_suites(chosen, tier, seeds, out, fresh):
+        measured.append(step.result)
+        seconds[step.suite.package] += step.result.seconds
+        stored = "stored" if step.was_stored else f"{step.result.seconds:.1f} s"
+        progress.print(
+            f"[{step.number}/{step.total}] {step.result.package}/{step.result.experiment} seed {step.result.seed}: {stored}",
+            markup=False,
+            highlight=False,
+        )
+    judged = outcomes(chosen, tier, measured)
+    if not judged:
+        raise UserError(
+            f"--tier {tier}: no claim of {', '.join(each.package for each in chosen) or 'any package'} has it"
+        )
+    save_tier(out, tier, judged, measured)
+    report = write_html(out)
+    _print_outcomes(judged)
+    for package, spent in seconds.items():
+        over = (
+            f", over the {SMOKE_BUDGET_SECONDS:.0f} s budget"
+            if tier == "smoke" and spent > SMOKE_BUDGET_SECONDS
+            else ""
+        )
+        print(f"{package}: {spent:.1f} s{over}")
+    full = {
+        (suite.package, each.name): each.seeds[tier]
+        for suite in chosen
+        for each in suite.experiments
+        if tier in each.seeds
+    }
+    regressed = [each for each in judged if each.has_regressed(full[each.claim.package, each.claim.experiment])]
+    for each in regressed:
+        print(f"regressed: {each.claim.id} is recorded as holding and {each.verdict}")
+    print(f"{len(judged)} claims -> {report}")
+    return EXIT_LIMIT_BROKEN if regressed else 0
+
+
+def _print_outcomes(judged: list) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("package", "claim", "arms", "effect [95 %]", "verdict"):
+        table.add_column(name, justify="right" if name.startswith("effect") else "left", overflow="fold")
+    colours = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
+    for each in judged:
+        claim = each.claim
+        table.add_row(
+            claim.package,
+            claim.id.split("/", 1)[1],
+            f"{claim.method} {'>' if claim.better == 'higher' else '<'} {claim.baseline} ({claim.metric})",
+            f"{each.effect:+.4g} [{each.interval[0]:+.3g}, {each.interval[1]:+.3g}]"
+            if each.interval
+            else f"{each.effect:+.4g}",
+            f"[{colours[each.verdict]}]{each.verdict}[/]",
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@app.command(name="list")
+def list_claims(*, only: Only = ()) -> None:
+    """List the claims, with what is recorded of each.
+
+    Args:
+        only: Packages to list; all installed ones by default.
+    """
+    from reproduce.registry import suites
+
+    for suite in suites(only):
+        for claim in suite.claims:
+            recorded = ", ".join(f"{tier}: {verdict}" for tier, verdict in claim.recorded.items())
+            print(f"{claim.id}\n    {claim.statement} ({claim.source})\n    {recorded}")
+        for speed in suite.speeds:
+            print(f"{speed.id}\n    {speed.statement}; aim {speed.target:g}x\n    speed")
+
+
+@app.command
+def speed(*, only: Only = (), out: Path = Path("results")) -> None:
+    """Time ours against the straightforward way, in one process, and report ratios.
+
+    Args:
+        only: Packages to time; all installed ones by default.
+        out: Where results and the report go.
+    """
+    from reproduce.registry import suites
+    from reproduce.report import save_speed, write_html
+    from reproduce.timing import time_speed
+
+    timings = []
+    for suite in suites(only):
+        for each in suite.speeds:
+            started = time.perf_counter()
+            timing = time_speed(each)
+            save_speed(out, [timing])
+            timings.append(timing)
+            memory = (
+                f", peak {timing.our_peak:.0f} / {timing.their_peak:.0f} MiB" if timing.our_peak is not None else ""
+            )
+            missed = "" if timing.reaches_target else f" (aim {timing.target:g}x missed)"
+            print(
+                f"{timing.id}: {timing.ratio:.1f}x{missed}, {timing.ours:.3g} s / {timing.theirs:.3g} s per {timing.unit}{memory}"
+                f"  [{time.perf_counter() - started:.0f} s]"
+            )
+    if not timings:
+        raise UserError("no speed comparison to run")
+    print(f"{len(timings)} comparisons -> {write_html(out)}")
+
+
+@app.command
+def report(*, out: Path = Path("results")) -> None:
+    """Render the report again from the results on disk.
+
+    Args:
+        out: The results folder.
+    """
+    from reproduce.report import write_html
+
+    print(write_html(out))
+
+
+def main() -> None:
+    """Entry point of `reproduce`."""
+    # One process, steady numbers: the experiments are small, and two cores are what CI has.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    tokens = sys.argv[1:]
+    with one_line_errors("reproduce", debug="--debug" in tokens):
+        code = app([token for token in tokens if token != "--debug"])
+    sys.exit(code if isinstance(code, int) else 0)

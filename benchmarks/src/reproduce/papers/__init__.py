@@ -1,0 +1,1 @@
+"""What each paper is measured by: one module per package, holding `SUITE`."""

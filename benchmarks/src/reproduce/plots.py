@@ -1,0 +1,65 @@
+"""Plots as inline SVG: one dot a seed, a bar for the mean's interval, one row an arm."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from reproduce.claims import mean_interval
+
+
+def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 640) -> str:
+    """Each arm's values over the seeds on a common axis.
+
+    Args:
+        values: arm to its values, one a seed.
+        metric: the axis title.
+        width: in pixels.
+
+    Returns:
+        An `<svg>` element whose colours follow the page.
+    """
+    finite = [value for row in values.values() for value in row if math.isfinite(value)]
+    if not finite:
+        return ""
+    ticks = axis_ticks(min(finite), max(finite))
+    left, row_height, top = 170, 26, 8
+    height = top + row_height * len(values) + 40
+    span = (ticks[-1] - ticks[0]) or 1.0
+
+    def x(value: float) -> float:
+        return left + (value - ticks[0]) / span * (width - left - 24)
+
+    bottom = top + row_height * len(values)
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(metric)} of each arm">']
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+    for index, (arm, row) in enumerate(values.items()):
+        y = top + row_height * (index + 0.5)
+        parts.append(f'<text class="arm" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(arm)}</text>')
+        between = mean_interval([value for value in row if math.isfinite(value)])
+        if between:
+            low, high = max(between[0], ticks[0]), min(between[1], ticks[-1])
+            parts.append(f'<line class="interval" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.extend(
+            f'<circle class="seed" cx="{x(value):.1f}" cy="{y:.1f}" r="4"><title>{value:.4g}</title></circle>'
+            for value in row
+            if math.isfinite(value)
+        )
+    middle = left + (width - left - 24) / 2
+    parts.append(
+        f'<text class="axis" x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(metric)}</text></svg>'
+    )
+    return "".join(parts)
+
+
+def axis_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that enclose [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / count
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(float(value), 12) for value in np.arange(first, max(last, first + 1) + 1) * step]

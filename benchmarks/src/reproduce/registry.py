@@ -1,0 +1,26 @@
+"""Finding the suites: one module in `reproduce.papers` for each package, read when that package is installed."""
+
+import importlib
+import importlib.util
+import pkgutil
+
+from reproduce import papers
+from reproduce.claims import Suite
+from tenfold import UserError
+
+
+def suites(only: tuple[str, ...] = ()) -> list[Suite]:
+    """The suites of the installed packages, in alphabetical order.
+
+    Args:
+        only: packages to keep; all when empty.
+
+    Raises:
+        UserError: a package named that is not installed or has no suite.
+    """
+    names = sorted(each.name for each in pkgutil.iter_modules(papers.__path__))
+    here = [name for name in names if importlib.util.find_spec(name) is not None]
+    for name in only:
+        if name not in here:
+            raise UserError(f"--only {name}: not installed or without claims; there are {', '.join(here) or 'none'}")
+    return [importlib.import_module(f"reproduce.papers.{name}").SUITE for name in here if not only or name in only]

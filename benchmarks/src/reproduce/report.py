@@ -1,0 +1,181 @@
+"""The report: what was claimed, what was measured, with pictures. One self-contained HTML file, and the same as JSON."""
+
+import base64
+import importlib.metadata
+import io
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from reproduce.claims import TIERS, Outcome, Verdict
+from reproduce.plots import dot_plot
+from reproduce.registry import suites
+from reproduce.running import JSON, SeedResult
+from reproduce.timing import Timing
+from tenfold import UserError
+from tenfold.files import write_text
+
+Report = TypeVar("Report")
+
+
+@dataclass(frozen=True)
+class TierReport:
+    """What one tier's runs left behind, as `TIER.json` holds it.
+
+    Attributes:
+        tier: which tier.
+        machine: what it was measured on.
+        outcomes: a claim each.
+        measured: a seed each.
+    """
+
+    tier: str
+    machine: dict[str, str]
+    outcomes: tuple[Outcome, ...]
+    measured: tuple[SeedResult, ...]
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """What `reproduce speed` left behind, as `speed.json` holds it."""
+
+    machine: dict[str, str]
+    timings: tuple[Timing, ...]
+
+
+def save_tier(results: Path, tier: str, outcomes: Sequence[Outcome], measured: Sequence[SeedResult]) -> None:
+    """Write `TIER.json`, keeping what an earlier run measured of other packages."""
+    done = {each.claim.package for each in outcomes}
+    earlier = load_tier(results, tier) or TierReport(tier, {}, (), ())
+    kept = [each for each in earlier.outcomes if each.claim.package not in done]
+    report = TierReport(
+        tier,
+        machine(),
+        tuple(sorted([*kept, *outcomes], key=lambda each: each.claim.id)),
+        (*(each for each in earlier.measured if each.package not in done), *measured),
+    )
+    write_text(results / f"{tier}.json", JSON.dumps(report, indent=2))
+
+
+def load_tier(results: Path, tier: str) -> TierReport | None:
+    """Read `TIER.json` back, or None when the tier has not been run."""
+    return _load(results / f"{tier}.json", TierReport)
+
+
+def save_speed(results: Path, timings: Sequence[Timing]) -> None:
+    """Write `speed.json`, keeping what an earlier run timed of other comparisons."""
+    done = {each.id for each in timings}
+    earlier = load_speed(results)
+    kept = [each for each in earlier.timings if each.id not in done] if earlier else []
+    report = SpeedReport(machine(), tuple(sorted([*kept, *timings], key=lambda each: each.id)))
+    write_text(results / "speed.json", JSON.dumps(report, indent=2))
+
+
+def load_speed(results: Path) -> SpeedReport | None:
+    """Read `speed.json` back, or None when nothing has been timed."""
+    return _load(results / "speed.json", SpeedReport)
+
+
+def _load(path: Path, kind: type[Report]) -> Report | None:
+    if not path.exists():
+        return None
+    try:
+        return JSON.loads(path.read_text(encoding="utf-8"), kind)
+    except (ValueError, cattrs.BaseValidationError):
+        raise UserError(f"{path}: not written by this version of `reproduce`; move it away") from None
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on."""
+    import torch
+
+    return {
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tenfold": importlib.metadata.version("tenfold"),
+    }
+
+
+def write_html(results: Path) -> Path:
+    """Render everything under `results` into `report.html`.
+
+    Raises:
+        UserError: nothing has been measured yet.
+    """
+    tiers = [report for tier in TIERS if (report := load_tier(results, tier))]
+    speed = load_speed(results)
+    if not tiers and not speed:
+        raise UserError(f"{results}: nothing measured yet; run `reproduce` first")
+    environment = Environment(
+        loader=PackageLoader("reproduce"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    summaries = {(suite.package, each.name): each.summary for suite in suites() for each in suite.experiments}
+    html = environment.get_template("report.html.j2").render(
+        tiers=[_tier_view(results, report, summaries) for report in tiers],
+        timings=speed.timings if speed else (),
+        machine=machine(),
+        number=_number,
+    )
+    write_text(results / "report.html", html)
+    return results / "report.html"
+
+
+def _tier_view(results: Path, report: TierReport, summaries: dict[tuple[str, str], str]) -> dict[str, Any]:
+    keys = list(dict.fromkeys((each.package, each.experiment) for each in report.measured))
+    return {
+        "tier": report.tier,
+        "outcomes": report.outcomes,
+        "counts": {verdict.value: sum(each.verdict is verdict for each in report.outcomes) for verdict in Verdict},
+        "experiments": [
+            _experiment_view(results, report, package, name, summaries.get((package, name), ""))
+            for package, name in keys
+        ],
+    }
+
+
+def _experiment_view(results: Path, report: TierReport, package: str, name: str, summary: str) -> dict[str, Any]:
+    seeds = [each for each in report.measured if (each.package, each.experiment) == (package, name)]
+    claimed = [
+        each.claim.metric for each in report.outcomes if (each.claim.package, each.claim.experiment) == (package, name)
+    ]
+    pictures = [picture for picture in seeds[0].pictures if (results / picture).exists()]
+    return {
+        "title": f"{package}: {name}",
+        "summary": summary,
+        "seeds": len(seeds),
+        "seconds": sum(each.seconds for each in seeds),
+        "plots": [
+            dot_plot(
+                {arm: [each.measurement[arm][metric] for each in seeds] for arm in _arms_with(seeds, metric)}, metric
+            )
+            for metric in dict.fromkeys(claimed)
+        ],
+        "pictures": [
+            {"name": Path(each).stem.replace("-", " "), "data": _data_uri(results / each)} for each in pictures
+        ],
+    }
+
+
+def _arms_with(seeds: list[SeedResult], metric: str) -> list[str]:
+    return [arm for arm in seeds[0].measurement if all(metric in each.measurement.get(arm, {}) for each in seeds)]
+
+
+def _data_uri(path: Path) -> str:
+    stream = io.BytesIO()
+    with Image.open(path) as image:
+        image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _number(value: float) -> str:
+    """Four significant digits, without an exponent where a person would not write one."""
+    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.2e}"

@@ -1,0 +1,196 @@
+"""`reproduce` on a suite made for the purpose: resuming, exit codes, files, report."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reproduce import cli, registry, report, running
+from reproduce.claims import Claim, Experiment, Speed, Suite, Verdict
+from reproduce.plots import axis_ticks, dot_plot
+from tenfold import UserError
+from tenfold.images import write_image
+
+
+class Counting:
+    """An experiment that remembers how often it ran and can be interrupted."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str]] = []
+        self.stop_at: int | None = None
+        self.gain = 0.1
+
+    def __call__(self, seed: int, tier: str, place: Path) -> dict[str, dict[str, float]]:
+        if seed == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append((seed, tier))
+        write_image(place / "a-sample.png", np.full((8, 8, 3), 0.5, np.float32))
+        rival = np.random.default_rng(seed).random()
+        return {"ours": {"auc": rival + self.gain + 0.001 * seed}, "rival": {"auc": rival}}
+
+
+def make_suite(measure: Counting) -> Suite:
+    experiment = Experiment("fairfd", "trial", "A <trial>.", {"smoke": 3, "small": 5}, measure)
+    claims = (
+        Claim(
+            "fairfd/wins",
+            "Ours <wins>.",
+            "Table 1",
+            "trial",
+            "auc",
+            "ours",
+            "rival",
+            "higher",
+            {"smoke": Verdict.HOLDS},
+        ),
+        Claim(
+            "fairfd/loses",
+            "Ours loses.",
+            "Table 2",
+            "trial",
+            "auc",
+            "ours",
+            "rival",
+            "lower",
+            {"smoke": Verdict.DOES_NOT_HOLD},
+        ),
+    )
+    speeds = (
+        Speed(
+            "fairfd/sum",
+            "Summing",
+            lambda: (lambda: sum(range(10)), lambda: sum(range(200_000))),
+            2.0,
+            2,
+            peak_memory=True,
+        ),
+    )
+    return Suite("fairfd", (experiment,), claims, speeds)
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    counting = Counting()
+    suite = make_suite(counting)
+    for module in (registry, report):
+        monkeypatch.setattr(module, "suites", lambda *_: [suite])
+    return counting
+
+
+def reproduce(*tokens: str) -> object:
+    return cli.app([*tokens])
+
+
+def test_a_run_writes_json_and_a_report_and_leaves_with_zero(
+    measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce("run", "--out", str(tmp_path)) == 0
+    assert measure.calls == [(0, "smoke"), (1, "smoke"), (2, "smoke")]
+    values = json.loads((tmp_path / "smoke.json").read_text())
+    assert {each["claim"]["id"]: each["verdict"] for each in values["outcomes"]} == {
+        "fairfd/wins": "holds",
+        "fairfd/loses": "does not hold",
+    }
+    assert len(values["measured"]) == 3
+    printed = capsys.readouterr().out
+    assert "does not hold" in printed
+    assert "2 claims" in printed
+    assert (tmp_path / "report.html").exists()
+
+
+def test_finished_seeds_are_not_measured_again(measure: Counting, tmp_path: Path) -> None:
+    measure.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("run", "--out", str(tmp_path))
+    measure.stop_at = None
+    interrupted = list(measure.calls)
+    reproduce("run", "--out", str(tmp_path))
+    assert interrupted == [(0, "smoke"), (1, "smoke")]
+    assert measure.calls == [(0, "smoke"), (1, "smoke"), (2, "smoke")]
+    reproduce("run", "--out", str(tmp_path), "--fresh")
+    assert len(measure.calls) == 6
+
+
+def test_changed_code_is_measured_again(measure: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reproduce("run", "--out", str(tmp_path))
+    monkeypatch.setattr(running, "fingerprint", lambda package: f"other-{package}")
+    reproduce("run", "--out", str(tmp_path))
+    assert len(measure.calls) == 6
+
+
+def test_a_claim_that_no_longer_holds_changes_the_exit_code(
+    measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure.gain = -0.1
+    assert reproduce("run", "--out", str(tmp_path)) == 3
+    assert "regressed: fairfd/wins" in capsys.readouterr().out
+
+
+def test_more_seeds_and_other_tiers(measure: Counting, tmp_path: Path) -> None:
+    assert reproduce("--seeds", "2", "--tier", "small", "--out", str(tmp_path)) == 0
+    assert measure.calls == [(0, "small"), (1, "small")]
+    assert (tmp_path / "small.json").exists()
+    with pytest.raises(UserError, match="--tier paper"):
+        reproduce("run", "--tier", "paper", "--out", str(tmp_path))
+    with pytest.raises(UserError, match="--seeds 0"):
+        reproduce("run", "--seeds", "0", "--out", str(tmp_path))
+
+
+def test_results_survive_a_round_trip(measure: Counting, tmp_path: Path) -> None:
+    reproduce("run", "--out", str(tmp_path))
+    loaded = report.load_tier(tmp_path, "smoke")
+    assert loaded is not None
+    report.save_tier(tmp_path, "smoke", loaded.outcomes, loaded.measured)
+    assert report.load_tier(tmp_path, "smoke") == loaded
+    assert measure.calls
+
+
+def test_the_report_is_self_contained_and_escaped(measure: Counting, tmp_path: Path) -> None:
+    reproduce("run", "--out", str(tmp_path))
+    reproduce("speed", "--out", str(tmp_path))
+    html = (tmp_path / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert "Ours &lt;wins&gt;." in html
+    assert "A &lt;trial&gt;." in html
+    assert html.count("data:image/png;base64,") == 1
+    assert html.count("<circle") == 2 * 3
+    assert "fairfd/sum" in html
+    assert measure.calls
+
+
+def test_speed_is_a_ratio_with_peaks(measure: Counting, tmp_path: Path) -> None:
+    reproduce("speed", "--out", str(tmp_path))
+    timing = json.loads((tmp_path / "speed.json").read_text())["timings"][0]
+    assert timing["ratio"] == pytest.approx(timing["theirs"] / timing["ours"])
+    assert timing["their_peak"] >= 0
+    assert measure.calls == []
+
+
+def test_the_list_names_every_claim(measure: Counting, capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce("list")
+    printed = capsys.readouterr().out
+    assert "fairfd/wins" in printed
+    assert "smoke: does not hold" in printed
+    assert measure.calls == []
+
+
+def test_nothing_measured_and_damaged_results_are_one_line(measure: Counting, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing measured yet"):
+        reproduce("report", "--out", str(tmp_path))
+    (tmp_path / "smoke.json").write_text('{"tier": ')
+    with pytest.raises(UserError, match="not written by this version"):
+        reproduce("report", "--out", str(tmp_path))
+    assert measure.calls == []
+
+
+def test_unknown_packages_are_named() -> None:
+    with pytest.raises(UserError, match="--only nothere"):
+        registry.suites(("nothere",))
+
+
+def test_ticks_enclose_the_values_in_round_steps() -> None:
+    assert axis_ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert axis_ticks(5, 5)[0] <= 5 <= axis_ticks(5, 5)[-1]
+    assert dot_plot({"a": [float("nan")]}, "auc") == ""

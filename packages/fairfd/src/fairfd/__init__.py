@@ -1,0 +1,1 @@
+"""Racial-bias audit of face-forgery detectors."""

@@ -1,0 +1,217 @@
+"""A run is a folder: its configuration, its log, its result, its checkpoints. And what every run begins with."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import math
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from tenfold.config import read_toml, to_toml
+from tenfold.errors import UserError
+from tenfold.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (all devices)."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries that draw from the global generator are seeded too
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> "torch.device":
+    """The device to compute on.
+
+    Args:
+        name: `auto` (CUDA, else Apple's MPS, else the CPU) or a torch device name such as `cuda:1`.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not available here ({reason}); use auto or cpu") from None
+    return device
+
+
+def has_fast_bf16(device: "torch.device") -> bool:
+    """Whether bfloat16 arithmetic is done in hardware (AMX or AVX512-BF16 on a CPU, Ampere or later on CUDA)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def autocast(device: "torch.device") -> "contextlib.AbstractContextManager[Any]":
+    """bf16 autocast where the hardware has it, otherwise nothing."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else contextlib.nullcontext()
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate with a progress bar on the terminal: count, rate, time left. Silent when nobody is watching.
+
+    Args:
+        items: what to iterate over.
+        description: what is being done, in a word or two.
+        total: the number of items where `items` has no length.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as progress:
+        count = len(items) if total is None and hasattr(items, "__len__") else total  # ty: ignore[invalid-argument-type]
+        task = progress.add_task(description, total=count, rate="")
+        for item in items:
+            yield item
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+
+@dataclasses.dataclass
+class RunFolder:
+    """The folder of one run; make it with `create`.
+
+    `config.toml` holds the resolved configuration, `metrics.jsonl` one JSON object a line, `result.json` what came out
+    (its presence marks a finished run), `checkpoints/` what a resumed run starts from.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+    _board: Any = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def create(cls, path: str | Path, config: Any, resume: bool = False) -> "RunFolder":
+        """Start a run, or take up one that was interrupted.
+
+        Args:
+            path: the folder, made if missing.
+            config: the resolved configuration, a dataclass.
+            resume: continue the run that is there, if there is one.
+
+        Raises:
+            UserError: the folder holds a run and `resume` is off, holds one with another configuration, holds other
+                things, or cannot be written.
+        """
+        path = Path(path)
+        recorded = path / "config.toml"
+        if recorded.exists():
+            if not resume:
+                raise UserError(f"{path}: already holds a run; continue it with --resume or choose another --out")
+            _check_same_config(recorded, config)
+        elif path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path}: is not empty and holds no run; choose another --out")
+        elif path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file; choose a folder for --out")
+        else:
+            write_text(recorded, to_toml(config))
+        try:
+            (path / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write here ({error.strerror})") from error
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the result has been written."""
+        return (self.path / "result.json").exists()
+
+    def log(self, **scalars: float | int | str | None) -> None:
+        """Append one line to `metrics.jsonl` (and to TensorBoard where that is installed); numbers that are not finite become null."""
+        line = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in scalars.items()
+        }
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self._log_to_tensorboard(line)
+
+    def _log_to_tensorboard(self, line: dict[str, Any]) -> None:
+        if self._board is None:
+            if importlib.util.find_spec("tensorboard") is None:
+                self._board = False
+            else:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.path / "tensorboard"))
+        if self._board:
+            for key, value in line.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(key, value, line.get("step"))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What has been logged so far. A last line cut short by a crash is passed over."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+        return lines
+
+    def rewind(self, step: int) -> None:
+        """Forget the lines logged after `step`: a resumed run logs them again, and the log reads as if nothing had happened."""
+        kept = [line for line in self.lines() if line.get("step", 0) <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def last_step(self) -> int:
+        """The last `step` that was logged, 0 for a new run."""
+        return max((line.get("step", 0) for line in self.lines()), default=0)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write `result.json`, which marks the run as finished."""
+        if self._board:
+            self._board.close()
+        with atomic_path(self.path / "result.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_same_config(recorded: Path, config: Any) -> None:
+    import tomllib
+
+    before, now = read_toml(recorded), tomllib.loads(to_toml(config))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        details = ", ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed)
+        raise UserError(f"{recorded.parent}: cannot resume with another configuration ({details})")

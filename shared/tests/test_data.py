@@ -1,0 +1,73 @@
+"""Embedded pictures and folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tenfold.data import PairedFolder, PictureFolder, class_folder, embedded_pictures, pair_files, torchvision_set
+from tenfold.errors import UserError
+from tenfold.images import read_image, write_image
+
+
+def paint(path: Path, value: float = 0.5) -> None:
+    write_image(path, np.full((4, 5, 3), value, np.float32))
+
+
+def test_embedded_pictures_are_on_disk_and_in_colour() -> None:
+    pictures = embedded_pictures()
+    assert {"astronaut", "chelsea", "china", "flower"} <= pictures.keys()
+    for path in pictures.values():
+        assert min(read_image(path).shape[:2]) >= 300
+
+
+def test_a_folder_of_pictures_gives_tensors(tmp_path: Path) -> None:
+    paint(tmp_path / "b.png", 1.0)
+    paint(tmp_path / "a.png", 0.0)
+    pictures = PictureFolder(tmp_path, transform=lambda image: image + 1)
+    assert len(pictures) == 2
+    assert torch.equal(pictures[0], torch.ones(3, 4, 5))
+
+
+def test_pairs_are_matched_by_name_whatever_the_suffix(tmp_path: Path) -> None:
+    for name in ("in/x.png", "in/sub/y.png", "out/x.bmp", "out/sub/y.tif"):
+        paint(tmp_path / name, 0.0 if name.startswith("in") else 1.0)
+    pairs = PairedFolder(tmp_path / "in", tmp_path / "out")
+    assert len(pairs) == 2
+    assert [each.mean().item() for each in pairs[0]] == [0.0, 1.0]
+
+
+def test_lonely_and_doubled_names_are_reported(tmp_path: Path) -> None:
+    for name in ("in/x.png", "in/z.png", "out/x.png"):
+        paint(tmp_path / name)
+    with pytest.raises(UserError, match="1 pictures have no partner of the same name: z"):
+        pair_files(tmp_path / "in", tmp_path / "out")
+    paint(tmp_path / "out/x.bmp")
+    with pytest.raises(UserError, match="same name"):
+        pair_files(tmp_path / "in", tmp_path / "out")
+
+
+def test_class_folders_follow_torchvision(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/1.png", "dog/2.png"):
+        paint(tmp_path / name)
+    pictures = class_folder(tmp_path)
+    assert pictures.classes == ["cat", "dog"]
+    assert [label for _, label in pictures] == [0, 1, 1]
+    assert pictures[0][0].shape == (3, 4, 5)
+
+
+def test_folders_without_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        class_folder(tmp_path / "none")
+    with pytest.raises(UserError, match="one folder per class"):
+        class_folder(tmp_path)
+
+
+def test_torchvision_sets_are_read_from_disk_only(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="CIFAR100 is not there"):
+        torchvision_set("cifar100", tmp_path, train=False)
+    with pytest.raises(UserError, match="SVHN is not there"):
+        torchvision_set("SVHN", tmp_path, train=False)
+    with pytest.raises(UserError, match="no such set"):
+        torchvision_set("imaginary", tmp_path, train=True)

@@ -1,0 +1,93 @@
+"""Run folders: refusing to overwrite, resuming, logging."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenfold.errors import UserError
+from tenfold.runs import RunFolder, autocast, has_fast_bf16, pick_device, seed_everything, track
+
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int = 3
+    lr: float = 0.1
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", Recipe())
+    with pytest.raises(UserError, match="--resume"):
+        RunFolder.create(tmp_path / "run", Recipe())
+    RunFolder.create(tmp_path / "run", Recipe(), resume=True)
+
+
+def test_resuming_with_another_configuration_names_what_changed(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", Recipe())
+    with pytest.raises(UserError, match="epochs was 3 and is now 4"):
+        RunFolder.create(tmp_path / "run", Recipe(epochs=4), resume=True)
+
+
+def test_foreign_folders_and_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name, word in [("mine", "holds no run"), ("file", "is a file")]:
+        with pytest.raises(UserError, match=word):
+            RunFolder.create(tmp_path / name, Recipe())
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.tex"]
+
+
+def test_lines_are_json_and_rewinding_forgets_what_came_after(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", Recipe())
+    for step in (1, 2, 3):
+        run.log(step=step, loss=float("nan") if step == 2 else 0.5)
+    assert [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()] == [
+        0.5,
+        None,
+        0.5,
+    ]
+    assert run.last_step() == 3
+    run.rewind(1)
+    assert [line["step"] for line in run.lines()] == [1]
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "lo')
+    assert run.last_step() == 1
+
+
+def test_a_result_marks_the_end(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", Recipe())
+    assert not run.is_finished
+    run.finish({"auc": 0.9})
+    assert run.is_finished
+    assert json.loads((run.path / "result.json").read_text()) == {"auc": 0.9}
+
+
+def test_one_seed_one_sequence() -> None:
+    draws = []
+    for _ in range(2):
+        seed_everything(7)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+
+
+def test_a_device_that_is_not_here_is_one_line() -> None:
+    assert pick_device("cpu").type == "cpu"
+    for name in ("cuda:63", "abacus"):
+        with pytest.raises(UserError, match=name) as caught:
+            pick_device(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_autocast_computes_in_bf16_exactly_where_the_hardware_does() -> None:
+    device = torch.device("cpu")
+    with autocast(device):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) == has_fast_bf16(device)
+
+
+def test_tracking_passes_everything_on() -> None:
+    assert list(track(iter("abc"), "letters", total=3)) == ["a", "b", "c"]
+    assert list(track([1, 2], "numbers")) == [1, 2]
