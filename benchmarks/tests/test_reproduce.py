@@ -10,6 +10,7 @@ import pytest
 from reproduce import cli, registry, report, running
 from reproduce.claims import Claim, Experiment, Speed, Suite, Verdict
 from reproduce.plots import axis_ticks, dot_plot
+from reproduce.pytest_times import share_of
 from tenfold import UserError
 from tenfold.images import write_image
 
@@ -194,3 +195,8 @@ def test_ticks_enclose_the_values_in_round_steps() -> None:
     assert axis_ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert axis_ticks(5, 5)[0] <= 5 <= axis_ticks(5, 5)[-1]
     assert dot_plot({"a": [float("nan")]}, "auc") == ""
+
+
+def test_times_are_summed_by_package() -> None:
+    assert share_of("packages/fairfd/tests/test_rates.py::test_a[x/y]") == "fairfd"
+    assert share_of("shared/tests/test_images.py::test_b") == "shared"

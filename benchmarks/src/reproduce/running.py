@@ -51,9 +51,10 @@ class SeedResult:
 def fingerprint(package: str) -> str:
     """A hash of the sources that an experiment of `package` runs: the package, `tenfold`, its suite, and torch's version."""
     digest = hashlib.sha256(f"{platform.python_version()} {_version('torch')}".encode())
-    roots = [_root(package), _root("tenfold"), Path(__file__).parent / "papers" / f"{package}.py"]
+    papers = Path(__file__).parent / "papers"
+    roots = [_root(package), _root("tenfold"), papers / f"{package}.py", papers / package]
     for root in roots:
-        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        files = sorted(root.rglob("*")) if root.is_dir() else [root] if root.exists() else []
         for path in files:
             if path.is_file() and path.suffix != ".pyc":
                 digest.update(path.name.encode())

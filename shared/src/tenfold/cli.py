@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,7 @@ def examples_of(app: App) -> dict[str, list[str]]:
 def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line made by `create_app` and leave the process with what the verb returned, if that is a number."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"{app.name[0]}: warning: {' '.join(str(message).split())}\n"
     with one_line_errors(app.name[0], debug="--debug" in tokens):
         code = app.meta(tokens, result_action="return_value")
     sys.exit(code if isinstance(code, int) else EXIT_OK)

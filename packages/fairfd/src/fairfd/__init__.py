@@ -1,1 +1,11 @@
-"""Racial-bias audit of face-forgery detectors."""
+"""Racial-bias audit of face-forgery detectors (FairFD, AAAI 2025): metrics with honest intervals, benchmark builder, detectors.
+
+The public names are listed in `__init__.pyi` and imported when first used.
+"""
+
+import importlib.metadata
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = importlib.metadata.version("fairfd")

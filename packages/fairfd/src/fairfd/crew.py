@@ -1,0 +1,84 @@
+"""Doing jobs in worker processes, one torch thread each, so that results do not depend on how many there are."""
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from tenfold.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def crew(workers: int) -> Generator[Executor | None]:
+    """Worker processes for several `work_off`; None, for work in this process, where one is asked for.
+
+    When the block is left early (Ctrl-C), what has not begun is dropped and what runs is waited for.
+    """
+    if workers <= 1:
+        yield None
+        return
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        # torch is imported once, not by every worker.
+        context.set_forkserver_preload(["fairfd.forging"])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def work_off(work: Callable[[Job], Result], jobs: Sequence[Job], pool: Executor | None) -> Iterator[Result]:
+    """Yield `work(job)` for every job as results come in, in any order.
+
+    Args:
+        work: a function of a module, so that processes can be told of it.
+        jobs: what to do.
+        pool: workers from `crew`; None works here.
+
+    Raises:
+        UserError: a job cannot be sent to another process, or a process died.
+    """
+    if pool is None or not jobs:
+        yield from _here(work, jobs)
+        return
+    try:
+        pickle.dumps(jobs[0])
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the forgers cannot be sent to worker processes ({error}); define them in a module, or use workers=1"
+        ) from error
+    try:
+        futures = [pool.submit(work, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended without a word (out of memory?); run again with fewer workers: what is done is kept"
+        ) from error
+
+
+def _here(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for job in jobs:
+            yield work(job)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start() -> None:
+    """A worker: one torch thread; Ctrl-C is for the parent, which lets running jobs end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
