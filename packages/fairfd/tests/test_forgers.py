@@ -202,6 +202,18 @@ def test_reenactment_follows_the_driving_expression_or_draws_one(placed, drawn):
     assert np.linalg.norm(long, axis=1).max() == pytest.approx(2.0)
 
 
+def test_reenactment_moves_the_bases_own_lip_where_the_driving_lip_is(placed):
+    lowered = placed.base_lm.copy()
+    lowered[list(SCHEME_68.mouth), 1] += np.where(np.isin(SCHEME_68.mouth, (56, 57, 58)), 6.0, 0.0)
+    x, y = placed.base_lm[57].round().astype(int)
+    marked = placed.base.copy()
+    marked[y - 1 : y + 2, x - 1 : x + 2] = (0, 1, 0)
+    results = [forged("warp_reenact", replace(placed, base=b, driving_lm=lowered)).image for b in (placed.base, marked)]
+    change = np.abs(results[1] - results[0]).sum(2)
+    rows = np.indices(change.shape)[0]
+    assert (rows * change).sum() / change.sum() > y + 1
+
+
 def test_parts_must_be_known_for_edits_and_reenactment(drawn):
     unknown = replace(drawn, base_lm=drawn.base_lm[:16])
     for name in ("warp_reenact", "region_edit"):

@@ -149,7 +149,11 @@ def examples_of(app: App) -> dict[str, list[str]]:
 def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line made by `create_app` and leave the process with what the verb returned, if that is a number."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
-    warnings.formatwarning = lambda message, *_, **__: f"{app.name[0]}: warning: {' '.join(str(message).split())}\n"
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"{app.name[0]}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show  # ty: ignore[invalid-assignment]  # documented as replaceable, typed as a constant
     with one_line_errors(app.name[0], debug="--debug" in tokens):
         code = app.meta(tokens, result_action="return_value")
     sys.exit(code if isinstance(code, int) else EXIT_OK)

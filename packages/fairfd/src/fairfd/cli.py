@@ -469,7 +469,7 @@ def thresholds(scores: Path, *, fraction: float = 0.5, threshold: float = 0.5, s
             print(f"warning: {line}")
 
 
-@verb(app, "fairfd import-official saved_confidences -o scores.csv")
+@verb(app, "fairfd import-official saved_confidences -o official.csv")
 def import_official(folder: Path, *, out: Out = Path("scores.csv")) -> None:
     """Turn the score files of the authors' code (MODEL/METHOD_RACE.npy) into a score file.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from fairfd.landmarks import CROP_EYE_DISTANCE, CROP_EYE_HEIGHT, landmark_scheme
 from fairfd.mean_face import Pose, align_mean_face, place_shape
@@ -72,10 +72,7 @@ def find_faces(image: Float[np.ndarray, "h w 3"]) -> list[Pose]:
     smallest = max(24, shorter // 12)
     if shorter < smallest:
         return []
-    boxes = _cascade().detect_multi_scale(
-        pixels, scale_factor=1.2, step_ratio=1.3, min_size=(smallest, smallest), max_size=(shorter, shorter)
-    )
-    boxes.sort(key=lambda box: -box["width"])
+    boxes = sorted(_boxes(pixels, smallest, shorter), key=lambda box: -box["width"])
     poses: list[Pose] = []
     for box in boxes:
         side = box["width"] / factor
@@ -84,6 +81,17 @@ def find_faces(image: Float[np.ndarray, "h w 3"]) -> list[Pose]:
         if all(np.hypot(pose.x - x, pose.y - y) > 1.2 * pose.eye_distance for pose in poses):
             poses.append(Pose(x, y, _BOX_EYE_DISTANCE * side))
     return [align_mean_face(image, pose) for pose in poses]
+
+
+def _boxes(pixels: Integer[np.ndarray, "h w"], smallest: int, largest: int) -> list[dict[str, int]]:
+    """Boxes of the cascade with sides in this range; the sizes are tried more densely where none is found at first."""
+    for factor in (1.2, 1.08):
+        boxes = _cascade().detect_multi_scale(
+            pixels, scale_factor=factor, step_ratio=1.3, min_size=(smallest, smallest), max_size=(largest, largest)
+        )
+        if boxes:
+            return boxes
+    return []
 
 
 @lru_cache(maxsize=1)

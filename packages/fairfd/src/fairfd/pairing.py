@@ -16,7 +16,7 @@ from tenfold.errors import UserError
 
 def seeded(seed: int, *names: str) -> np.random.Generator:
     """A generator that depends on the seed and the names only, not on order, workers or other images."""
-    digest = hashlib.sha256("\x1f".join((str(seed), *names[:1])).encode()).digest()
+    digest = hashlib.sha256("\x1f".join((str(seed), *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))
 
 

@@ -1,7 +1,7 @@
 """Scores with a bias that we planted, so that the right answer is known (specification of fairfd, tier 0)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -56,6 +56,17 @@ def planted_table(rates: Float[np.ndarray, "f g"], rng: np.random.Generator, spr
     )
 
 
+def defined(value: float | None) -> float:
+    """A metric that this data defines.
+
+    Raises:
+        ValueError: it is undefined, which these experiments rule out.
+    """
+    if value is None:
+        raise ValueError("a metric of the experiment is undefined")
+    return float(value)
+
+
 def measure_planted(seed: int, _tier: str, _place: Path) -> Measurement:
     """Metrics of planted biases, debiased by the bootstrap where the claim is about a truth."""
     import fairfd
@@ -64,10 +75,10 @@ def measure_planted(seed: int, _tier: str, _place: Path) -> Measurement:
     offset = fairfd.bootstrap(planted_table(OFFSET, rng), n_boot=400, seed=seed)
     unbiased = fairfd.bootstrap(planted_table(UNBIASED, rng), n_boot=400, seed=seed)
     rows: dict[str, dict[str, float]] = {
-        name: {"offset pair": offset.debiased[name], "unbiased, debiased": unbiased.debiased[name]}
+        name: {"offset pair": defined(offset.debiased[name]), "unbiased, debiased": defined(unbiased.debiased[name])}
         for name in ("DPD", "AADPD", "STD", "AASTD")
     }
-    rows["AADPD, plug-in"] = {"unbiased": float(unbiased.point["AADPD"])}
+    rows["AADPD, plug-in"] = {"unbiased": defined(unbiased.point["AADPD"])}
     for name, rates in DISTORTION.items():
         table = planted_table(rates, rng)
         rows[name] = _utility_regularised(table)
@@ -80,7 +91,11 @@ def _utility_regularised(table: "RateTable") -> dict[str, float]:
     import fairfd
 
     official, printed = fairfd.fairness(table), fairfd.fairness(table, fairfd.PAPER)
-    return {"URDEO, c=1": official["URDEO"], "URDPD, c=1": official["URDPD"], "URDPD, c=0": printed["URDPD"]}
+    return {
+        "URDEO, c=1": defined(official["URDEO"]),
+        "URDPD, c=1": defined(official["URDPD"]),
+        "URDPD, c=0": defined(printed["URDPD"]),
+    }
 
 
 def measure_coverage(seed: int, tier: str, _place: Path) -> Measurement:
@@ -90,14 +105,15 @@ def measure_coverage(seed: int, tier: str, _place: Path) -> Measurement:
     rng = np.random.default_rng(1000 + seed)
     # The range of four normal numbers is 2.06 sigma on average: a true AADPD of about .1.
     rates = rng.normal(0.70, 0.047, (7, 4))
-    truth = float(fairfd.fairness(fairfd.RateTable.from_accuracy(rates, ("real", *"abcdef"), tuple("ABCD")))["AADPD"])
-    hits = {"basic": 0, "percentile": 0}
+    planted = fairfd.RateTable.from_accuracy(rates, ("real", *"abcdef"), tuple("ABCD"))
+    truth = defined(fairfd.fairness(planted)["AADPD"])
+    hits: dict[Literal["basic", "percentile"], int] = {"basic": 0, "percentile": 0}
     trials = COVERAGE_TRIALS[tier]
     for trial in range(trials):
         table = planted_table(rates, rng)
         for kind in hits:
             between = fairfd.bootstrap(table, n_boot=300, seed=trial, interval=kind)["AADPD"]
-            hits[kind] += between.low <= truth <= between.high
+            hits[kind] += defined(between.low) <= truth <= defined(between.high)
     return {kind: {"coverage of AADPD": count / trials} for kind, count in hits.items()}
 
 
@@ -118,7 +134,7 @@ EXPERIMENTS = (
     ),
 )
 
-HOLDS, FAILS = Verdict.HOLDS, Verdict.DOES_NOT_HOLD
+HOLDS, FAILS, UNCLEAR = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
 
 CLAIMS = (
     Claim(
@@ -165,7 +181,7 @@ CLAIMS = (
         method="nearly all-fake",
         baseline="decent",
         better="higher",
-        recorded={"smoke": FAILS, "small": FAILS},
+        recorded={"smoke": FAILS, "small": UNCLEAR},
         remark="The offset of 1 hides the collapse; report balanced accuracy and the utility gate beside it",
     ),
     Claim(
@@ -210,6 +226,6 @@ CLAIMS = (
         method="basic",
         baseline=0.88,
         better="higher",
-        recorded={"small": HOLDS},
+        recorded={"smoke": UNCLEAR, "small": HOLDS},
     ),
 )

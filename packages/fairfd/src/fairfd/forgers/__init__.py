@@ -1,6 +1,8 @@
 """Forgery approaches by name (paper, "Forgery Methods"): classical ones written here, neural ones from the user's weights or tools.
 
-Each module registers its approaches when this package is imported.
+Each module registers its approaches when this package is imported. Forged faces of real persons are made for testing
+detectors only: consent of the persons, and the licences of images, weights and tools, are the user's to obtain; every
+forgery carries its provenance, PNG files also a mark.
 """
 
 from fairfd.forgers import diffusion, external, gan_upsample, landmark_swap, region_edit, self_blend, warp_reenact

@@ -73,8 +73,6 @@ class WarpReenact:
             motion, source = random_expression(points, scheme, rng), "random"
         motion = limit(motion, self.most_motion * unit)
         ring = anchors(points, region.shape)
-        still = [*scheme.jaw, *scheme.nose]
-        motion[still] = 0
         before = np.concatenate([points, ring])
         after = np.concatenate([points + motion, ring])
         try:
