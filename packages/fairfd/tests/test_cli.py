@@ -165,6 +165,7 @@ MISTAKES = {
         "swap",
     ),
     "a person in two groups": ("f.csv", lambda rows: [{**rows[0], "group": "B"}, *rows[1:]], "p0"),
+    "one group": ("h.csv", lambda rows: [{**row, "group": "A"} for row in rows], "one group A"),
     "an image twice": ("g.csv", lambda rows: [*rows, rows[0]], "--allow-duplicates"),
 }
 
@@ -184,15 +185,6 @@ def test_a_mistake_in_a_score_file_is_one_line(place: Path, mistake: str) -> Non
     assert not (place / "out").exists()
 
 
-def test_one_group_is_a_warning_and_no_interval(place: Path) -> None:
-    write_csv(place / "one.csv", score_rows(groups="A"))
-    result = fairfd(place, "metrics", "one.csv", "--n-boot", "20", "--n-perm", "19", "-o", "one.json")
-    assert result.returncode == 0, result.stderr
-    assert "group" in result.stdout.lower()
-    official = json.loads((place / "one.json").read_text())["audits"][0]["conventions"]["official"]
-    assert official["metrics"]["AADPD"]["value"] == 0
-
-
 def broken_inputs(place: Path) -> list[tuple[tuple[str, ...], str]]:
     """A command line that cannot succeed, and what its one line must name."""
     (place / "empty").mkdir(exist_ok=True)
@@ -203,6 +195,10 @@ def broken_inputs(place: Path) -> list[tuple[tuple[str, ...], str]]:
     (place / "faceless").mkdir(exist_ok=True)
     write_image(place / "faceless" / "x.png", np.full((80, 80, 3), 0.5, np.float32))
     (place / "pixel").mkdir(exist_ok=True)
+    (place / "jpeg").mkdir(exist_ok=True)
+    write_image(place / "jpeg" / "x.jpg", np.random.default_rng(0).random((64, 64, 3)).astype(np.float32))
+    jpeg = (place / "jpeg" / "x.jpg").read_bytes()
+    (place / "jpeg" / "x.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     write_image(place / "pixel" / "x.png", np.zeros((1, 1, 3), np.float32))
     (place / "notes.json").write_text('{"a": 1}')
     (place / "other").mkdir(exist_ok=True)
@@ -213,6 +209,7 @@ def broken_inputs(place: Path) -> list[tuple[tuple[str, ...], str]]:
         (("scan", "empty"), "empty"),
         (("crop", "faceless", "c1"), "no face"),
         (("crop", "truncated", "c2"), "x.png"),
+        (("crop", "jpeg", "c5"), "x.jpg"),
         (("crop", "pixel", "c3"), "no face"),
         (("crop", "empty", "c4"), "empty"),
         (("build", "nowhere.csv", "b1"), "nowhere.csv"),

@@ -388,6 +388,12 @@ def metrics(
     columns = tuple(part.strip() for part in group_by.split(","))
     how = ScoreFormat(columns, min_group, video, logits, allow_duplicates, min_identities)
     conventions = {"official": (OFFICIAL,), "paper": (PRINTED,), "both": (OFFICIAL, PRINTED)}[convention]
+    tables = read_score_tables(scores, how)
+    for name, table in tables.items():
+        if len(groups := set(table.group.tolist())) < 2:
+            raise UserError(
+                f"{scores}: {name} has the one group {', '.join(groups)}; a comparison needs two or more (see --group-by)"
+            )
     audits = [
         audit(
             table,
@@ -400,7 +406,7 @@ def metrics(
             min_identities=min_identities,
             subject_sizes=SIZES if subjects_curve else (),
         )
-        for table in read_score_tables(scores, how).values()
+        for table in tables.values()
     ]
     violations = check_limits(audits, limits)
     report = Report(*audits, limits=limits)
