@@ -1,0 +1,5 @@
+"""`python -m vptnsp`."""
+
+from vptnsp.cli import main
+
+main()
