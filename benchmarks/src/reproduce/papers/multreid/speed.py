@@ -1,0 +1,86 @@
+"""Time and memory of the sparse association against the direct one (sizes of section 12), and that both give the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from reproduce.claims import Speed
+from reproduce.papers.multreid.direct import direct_jaccard, direct_transfer
+
+
+def speed_features(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Section 12: 25 instances per cluster, 256-d, noise 1."""
+    from multreid.pedestrians import two_modality_features
+
+    return two_modality_features(seed, identities=n // 25, per_identity=25, dimension=256, noise=1.0)
+
+
+def measure_difference(seed: int, _: str, __: Path) -> dict[str, dict[str, float]]:
+    """Largest differences between the sparse and the direct association of 2,500 and 2,500 instances."""
+    from multreid.jaccard import jaccard_similarity
+    from multreid.transfer import transfer_labels
+
+    a, b, labels_a, labels_b = speed_features(2500, seed)
+    near = jaccard_similarity(a), jaccard_similarity(b)
+    dense = near[0].toarray(), near[1].toarray()
+    ours = transfer_labels(a, b, labels_a, labels_b, similarity_a=near[0], similarity_b=near[1])
+    theirs = direct_transfer(a, b, labels_a, labels_b, dense)
+    softs = (ours.soft_a, ours.soft_cross_b, ours.soft_b, ours.soft_cross_a)
+    pairs = list(zip(softs, theirs, strict=True))
+    return {
+        "sparse": {
+            "jaccard": float(np.abs(dense[0] - direct_jaccard(a)).max()),
+            "transfer": max(float(np.abs(one - two).max()) for one, two in pairs),
+            "labels": float(np.mean([(one.argmax(1) != two.argmax(1)).mean() for one, two in pairs])),
+        }
+    }
+
+
+def _jaccard_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        from multreid.jaccard import jaccard_similarity
+
+        features = speed_features(n)[0]
+        return lambda: jaccard_similarity(features), lambda: direct_jaccard(features)
+
+    return prepare
+
+
+def _transfer_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        from multreid.jaccard import jaccard_similarity
+        from multreid.transfer import transfer_labels
+
+        a, b, labels_a, labels_b = speed_features(n)
+        near = jaccard_similarity(a), jaccard_similarity(b)
+        dense = near[0].toarray(), near[1].toarray()
+        return (
+            lambda: transfer_labels(a, b, labels_a, labels_b, similarity_a=near[0], similarity_b=near[1]),
+            lambda: direct_transfer(a, b, labels_a, labels_b, dense),
+        )
+
+    return prepare
+
+
+SPEEDS = (
+    *(
+        Speed(
+            f"multreid/jaccard-{n}",
+            f"k-reciprocal Jaccard distance of {n} instances, sparse, against a dense one written instance by instance",
+            _jaccard_speed(n),
+            target=target,
+            repeats=repeats,
+            peak_memory=True,
+        )
+        for n, target, repeats in ((2000, 4, 3), (5000, 4, 3), (20000, 10, 1))
+    ),
+    Speed(
+        "multreid/transfer-5000",
+        "label transfer between 5000 and 5000 instances (Jaccard at hand), against dense matrices as published",
+        _transfer_speed(5000),
+        target=5,
+        repeats=1,
+        peak_memory=True,
+    ),
+)

@@ -1,0 +1,5 @@
+"""`python -m multreid`."""
+
+from multreid.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""Options of the verbs, as frozen dataclasses; no torch here, so that `--help` is quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import Parameter
+
+Dataset = Literal["folders", "sysu", "regdb", "llcm"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run depends on (defaults: section 5).
+
+    Attributes:
+        dataset: Layout of the training pictures: folders, sysu, regdb or llcm.
+        root: The data set's folder, for sysu, regdb and llcm.
+        visible: A folder of visible crops, for folders.
+        infrared: A folder of infrared crops, for folders.
+        trial: Which of RegDB's ten splits.
+        architecture: resnet50 or small.
+        weights: A local file of torchvision's ImageNet weights for resnet50; random ones without it.
+        initial: A model folder to start from, such as one trained on another set.
+        height: Of the crops, in pixels.
+        width: Of the crops, in pixels.
+        pad: Random shift in each direction, in pixels.
+        epochs: How many altogether.
+        stage_two: The epoch from which labels are transferred between the modalities.
+        steps: Batches per epoch in stage one.
+        steps_two: Batches per epoch in stage two.
+        identities: Pseudo-identities per modality and batch.
+        instances: Pictures of each.
+        learning_rate: Of Adam, before the schedule.
+        weight_decay: Of Adam.
+        milestones: Epochs at which the learning rate falls to a tenth.
+        k1: Neighbours of the Jaccard distance.
+        k2: Neighbours over which it is averaged.
+        eps: Of DBSCAN: 0.6 for SYSU-MM01, 0.3 for RegDB.
+        min_samples: Of DBSCAN.
+        alpha: Weight of the starting labels in the transfer.
+        beta: Share of the hard label in the training targets.
+        temperature: Of the memories.
+        momentum: Share of the old vector that a memory keeps.
+        association: How stage two gets cross labels: mult (the method) or ot (plain optimal transport, for comparison).
+        start: Where the transfer's cross labels start: ot or matching.
+        detach_target: Let no gradient through the target of the refinement loss.
+        evaluate_every: Also score the test part every so many epochs; 0 scores the last epoch only.
+        workers: Processes that read pictures; 0 reads them in the main one.
+        seed: Of everything random.
+    """
+
+    dataset: Dataset = "folders"
+    root: Path | None = None
+    visible: Path | None = None
+    infrared: Path | None = None
+    trial: int = 1
+    architecture: Literal["resnet50", "small"] = "resnet50"
+    weights: Path | None = None
+    initial: Path | None = None
+    height: int = 288
+    width: int = 144
+    pad: int = 10
+    epochs: int = 90
+    stage_two: int = 40
+    steps: int = 300
+    steps_two: int = 200
+    identities: int = 12
+    instances: int = 12
+    learning_rate: float = 3.5e-4
+    weight_decay: float = 5e-4
+    milestones: tuple[int, ...] = (20, 60, 80)
+    k1: int = 30
+    k2: int = 6
+    eps: float = 0.6
+    min_samples: int = 4
+    alpha: float = 0.2
+    beta: float = 0.7
+    temperature: float = 0.05
+    momentum: float = 0.1
+    association: Literal["mult", "ot"] = "mult"
+    start: Literal["ot", "matching"] = "ot"
+    detach_target: bool = False
+    evaluate_every: int = 0
+    workers: int = 0
+    seed: int = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AssociateConfig:
+    """What an association depends on (section 3).
+
+    Attributes:
+        eps: Largest Jaccard distance between neighbours in DBSCAN.
+        min_samples: Neighbours that make an instance the core of a cluster.
+        k1: Neighbours of the Jaccard distance.
+        k2: Neighbours over which it is averaged.
+        alpha: Weight of the starting labels.
+        start: Where cross labels start: ot (the paper's) or matching (better where clusters are pure and signals weak).
+        method: mult (the method), or a rival: ot, pgm, bccm, hungarian, nearest.
+        tolerance: Iterate the transport until no row sum is wrong by more than this share; the official rule without it.
+    """
+
+    eps: float = 0.6
+    min_samples: int = 4
+    k1: int = 30
+    k2: int = 6
+    alpha: float = 0.2
+    start: Literal["ot", "matching"] = "ot"
+    method: Literal["mult", "ot", "pgm", "bccm", "hungarian", "nearest"] = "mult"
+    tolerance: float | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EvalConfig:
+    """Pictures to score a model on.
+
+    Attributes:
+        dataset: Layout of the test pictures: folders, sysu, regdb or llcm.
+        root: The data set's folder, for sysu, regdb and llcm.
+        visible: A folder of visible crops in folders named by identity, for folders.
+        infrared: The same of infrared crops.
+        mode: SYSU-MM01's all-search or indoor search.
+        query: The modality of the queries, for folders, regdb and llcm.
+        trials: How many of the benchmark's ten trials are averaged; for regdb a model is trained and scored on one, see --trial.
+        trial: Which of RegDB's ten splits.
+    """
+
+    dataset: Dataset = "folders"
+    root: Path | None = None
+    visible: Path | None = None
+    infrared: Path | None = None
+    mode: Literal["all", "indoor"] = "all"
+    query: Literal["visible", "infrared"] = "infrared"
+    trials: int = 10
+    trial: int = 1

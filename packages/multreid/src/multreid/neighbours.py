@@ -1,0 +1,61 @@
+"""Nearest neighbours by squared Euclidean distance, exact, without ever holding the whole distance matrix."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+_BLOCK_ENTRIES = 2**22
+"""Distances held at once: 16 MiB of float32."""
+
+
+def nearest(
+    queries: Float[np.ndarray, "q d"], gallery: Float[np.ndarray, "g d"], k: int
+) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+    """The k nearest gallery rows of each query, nearest first.
+
+    Args:
+        queries: float32 rows.
+        gallery: float32 rows; may be memory-mapped, as it is read in blocks.
+        k: how many, at most the number of gallery rows.
+
+    Returns:
+        Row numbers and squared distances.
+    """
+    if len(gallery) * len(queries) > _BLOCK_ENTRIES and len(queries) < 512 and len(gallery) > 65536:
+        return _nearest_over_gallery_blocks(queries, gallery, k)
+    rows = max(1, _BLOCK_ENTRIES // len(gallery))
+    target = torch.from_numpy(np.ascontiguousarray(gallery))
+    norms = target.square().sum(1)
+    indices, distances = [], []
+    for start in range(0, len(queries), rows):
+        block = torch.from_numpy(np.ascontiguousarray(queries[start : start + rows]))
+        # |q|^2 is the same for every gallery row: it is added after the selection.
+        partial = torch.addmm(norms, block, target.T, alpha=-2)
+        values, found = partial.topk(k, largest=False)
+        indices.append(found)
+        distances.append((values + block.square().sum(1, keepdim=True)).clamp_min(0))
+    return torch.cat(indices).numpy(), torch.cat(distances).numpy()
+
+
+def _nearest_over_gallery_blocks(
+    queries: Float[np.ndarray, "q d"], gallery: Float[np.ndarray, "g d"], k: int
+) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+    """Few queries, a gallery that may not fit in memory: keep the best k while passing over it once."""
+    source = torch.from_numpy(np.ascontiguousarray(queries))
+    best = torch.full((len(queries), k), torch.inf)
+    best_index = torch.zeros((len(queries), k), dtype=torch.long)
+    rows = max(k, _BLOCK_ENTRIES // len(queries))
+    for start in range(0, len(gallery), rows):
+        block = torch.from_numpy(np.array(gallery[start : start + rows], dtype=np.float32))
+        partial = torch.addmm(block.square().sum(1), source, block.T, alpha=-2)
+        values, found = partial.topk(min(k, len(block)), largest=False)
+        best, order = torch.cat([best, values], 1).topk(k, largest=False)
+        best_index = torch.cat([best_index, found + start], 1).gather(1, order)
+    return best_index.numpy(), (best + source.square().sum(1, keepdim=True)).clamp_min(0).numpy()
+
+
+def squared_distances(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
+    """Squared Euclidean distances between all rows of two matrices, not negative."""
+    first, second = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
+    product = torch.addmm(second.square().sum(1), first, second.T, alpha=-2)
+    return product.add_(first.square().sum(1, keepdim=True)).clamp_min_(0).numpy()

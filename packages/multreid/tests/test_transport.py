@@ -1,0 +1,129 @@
+"""Entropic transport: golden vectors, invariant 3 of section 14, the sparse kernel against the dense one."""
+
+import numpy as np
+import pytest
+
+from multreid import transport
+from multreid.neighbours import squared_distances
+from multreid.transport import sinkhorn, sinkhorn_features
+from tenfold import UserError
+
+
+def test_golden_plan_between_instances(golden) -> None:
+    plan = sinkhorn(golden["pairwise"])
+    np.testing.assert_allclose(plan.dense(), golden["sinkhorn"], atol=1e-7)
+
+
+def test_golden_plan_between_instances_and_centres(golden) -> None:
+    plan = sinkhorn_features(golden["features_rgb"], golden["centers_ir"])
+    np.testing.assert_allclose(plan.dense(), golden["sinkhorn_centers"], atol=1e-7)
+
+
+def test_official_rule_may_stop_after_one_iteration() -> None:
+    # Equal costs: b does not change in the first iteration, and step 0 is looked at.
+    plan = sinkhorn(np.ones((5, 4), np.float32))
+    assert plan.iterations == 1
+    assert plan.converged
+    np.testing.assert_allclose(plan.dense(), 1 / 20, rtol=1e-6)
+
+
+def test_official_rule_is_only_looked_at_every_ten_steps(golden) -> None:
+    plan = sinkhorn(golden["pairwise"])
+    assert plan.iterations == 500 or plan.iterations % 10 == 1
+    assert plan.converged == (plan.iterations < 500)
+
+
+def test_column_sums_are_exact_and_row_sums_are_as_reported(clusters) -> None:
+    a, b = clusters(6, 8)[0], clusters(6, 9, seed=1)[0]
+    plan = sinkhorn_features(a, b)
+    np.testing.assert_allclose(plan.dense().sum(0), 1 / len(b), rtol=1e-5)
+    assert np.abs(plan.dense().sum(1) * len(a) - 1).max() == pytest.approx(plan.row_error, rel=1e-3, abs=1e-5)
+
+
+def test_plain_tolerance_is_reached(clusters) -> None:
+    a, b = clusters(5, 8, noise=1.0)[0], clusters(5, 8, noise=1.0, seed=1)[0]
+    plan = sinkhorn_features(a, b, reg=5.0, stopping=1e-3, max_iterations=20000)
+    assert plan.converged
+    np.testing.assert_allclose(plan.dense().sum(1), 1 / len(a), rtol=1.1e-3)
+    np.testing.assert_allclose(plan.dense().sum(0), 1 / len(b), rtol=1e-5)
+
+
+def test_cap_is_reported_as_not_converged(clusters) -> None:
+    plan = sinkhorn_features(clusters(5, 8)[0], clusters(5, 8, seed=3)[0], stopping=1e-9, max_iterations=3)
+    assert plan.iterations == 3
+    assert not plan.converged
+
+
+def test_adding_a_constant_to_the_cost_changes_nothing(golden) -> None:
+    first, second = sinkhorn(golden["pairwise"]), sinkhorn(golden["pairwise"] + 3)
+    assert first.iterations == second.iterations
+    np.testing.assert_allclose(first.dense(), second.dense(), atol=1e-6)
+
+
+def test_costs_beyond_float32_range_do_not_underflow() -> None:
+    cost = np.array([[0.0, 50.0], [60.0, 90.0], [10.0, 0.0]], np.float32)
+    plan = sinkhorn(cost, stopping=1e-4, max_iterations=5000)
+    assert np.isfinite(plan.dense()).all()
+    np.testing.assert_allclose(plan.dense().sum(0), 0.5, rtol=1e-4)
+
+
+def test_exchanging_sides_transposes_the_converged_plan(clusters) -> None:
+    cost = squared_distances(clusters(4, 6)[0], clusters(4, 7, seed=5)[0])
+    first, second = (sinkhorn(each, 5.0, stopping=1e-5, max_iterations=20000) for each in (cost, cost.T.copy()))
+    np.testing.assert_allclose(first.dense(), second.dense().T, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pair(clusters):
+    return clusters(30, 12, 32, 0.8)[0], clusters(30, 10, 32, 0.8)[0]
+
+
+@pytest.mark.parametrize(("far", "tolerance"), [(0.003, 5e-5), (0.0003, 1e-5)])
+def test_summing_up_small_entries_hardly_changes_the_plan(pair, monkeypatch, far, tolerance) -> None:
+    monkeypatch.setattr(transport, "SMALL", 0)
+    dense, near = sinkhorn_features(*pair, far=0.0), sinkhorn_features(*pair, far=far)
+    assert not isinstance(near.kernel.near, np.ndarray)
+    assert 0 < near.far_mass < 1e-3
+    assert dense.far_mass == 0
+    assert near.iterations == dense.iterations
+    np.testing.assert_allclose(near.dense() * len(pair[0]), dense.dense() * len(pair[0]), atol=tolerance)
+
+
+def test_kernel_products_agree_with_the_plan(pair, monkeypatch) -> None:
+    monkeypatch.setattr(transport, "SMALL", 0)
+    plan = sinkhorn_features(*pair)
+    right, left = np.random.default_rng(0).random((2, 360, 3), np.float32)
+    right = right[: plan.shape[1]]
+    np.testing.assert_allclose(plan.kernel.times(right), plan.dense() @ right, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(plan.kernel.transposed_times(left), plan.dense().T @ left, rtol=1e-4, atol=1e-7)
+
+
+def test_kernel_is_whole_where_little_can_be_left_out(clusters, monkeypatch) -> None:
+    monkeypatch.setattr(transport, "SMALL", 0)
+    plan = sinkhorn_features(clusters(2, 20)[0], clusters(2, 20, seed=1)[0], reg=0.1)
+    assert isinstance(plan.kernel.near, np.ndarray)
+
+
+def test_result_does_not_depend_on_how_rows_are_blocked(golden, monkeypatch) -> None:
+    whole = sinkhorn(golden["pairwise"]).dense()
+    monkeypatch.setattr(transport, "_BLOCK_ENTRIES", 200)
+    np.testing.assert_allclose(sinkhorn(golden["pairwise"]).dense(), whole, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("cost", "options", "message"),
+    [
+        (np.zeros((0, 3), np.float32), {}, "no empty side"),
+        (np.full((2, 3), np.inf, np.float32), {}, "finite"),
+        (np.ones((2, 3), np.float32), {"reg": 0.0}, "reg"),
+        (np.ones((2, 3), np.float32), {"max_iterations": 0}, "max_iterations"),
+    ],
+)
+def test_unusable_costs_and_options_are_named(cost, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        sinkhorn(cost, **options)
+
+
+def test_different_dimensions_are_named(clusters) -> None:
+    with pytest.raises(UserError, match=r"16 columns and .* 8"):
+        sinkhorn_features(clusters(2, 3, 16)[0], clusters(2, 3, 8)[0])
