@@ -1,0 +1,5 @@
+"""`python -m cskopt`."""
+
+from cskopt.cli import main
+
+main()
