@@ -1,0 +1,11 @@
+"""Personalised federated face-forgery detection on Flower (FedPR): networks, routed losses, strategies, the app and its simulation.
+
+The public names are listed in `__init__.pyi` and imported when first used.
+"""
+
+import importlib.metadata
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = importlib.metadata.version("pfrforgery")

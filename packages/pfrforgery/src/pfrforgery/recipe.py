@@ -1,0 +1,178 @@
+"""What a federated run is told: one flat record that travels as Flower's run configuration."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cyclopts import Parameter
+
+from pfrforgery.routing import LossWeights, Routing, check_weights
+from tenfold import UserError
+from tenfold.config import from_dict
+
+AlgorithmName = Literal[
+    "fedpr",
+    "fedavg",
+    "fedavg-ft",
+    "fedprox",
+    "fedbn",
+    "fedper",
+    "fedrep",
+    "lg-fedavg",
+    "ditto",
+    "fedrod",
+    "local",
+    "central",
+]
+PredictOption = Literal["default", "fused", "shared", "personal", "auto"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FederationConfig:
+    """How the clients learn together.
+
+    Attributes:
+        algorithm: fedpr is the paper's; local and central are no federation; the others are baselines.
+        data: drawn:tints (every client sees its own tint), drawn:families and photos:families (every client sees its own kind of forgery), or a clients.json made by `partition`.
+        clients: Number of clients; 0 takes all there are.
+        rounds: Rounds of training and averaging.
+        fraction: Share of the clients that train in a round.
+        local_steps: Optimiser steps of a client in a round; 0 counts epochs.
+        local_epochs: Epochs of a client in a round where local-steps is 0.
+        batch_size: Images in a batch; a last incomplete batch is kept if it has two.
+        learning_rate: Of SGD, in the first round.
+        schedule: Of the learning rate over the rounds.
+        momentum: Of SGD; its state is made anew every round.
+        weight_decay: Of SGD.
+        flip: Mirror half of the training images.
+        routing: Which branch trains the extractor. plain has no statistic operations.
+        alpha: Weight of the adversarial loss.
+        beta: Weight of the personal branch's loss.
+        gamma: Weight of the shared branch's loss.
+        adv_clip: Largest norm of the adversarial gradient.
+        mu: Proximal strength of fedprox.
+        ditto_lambda: Proximal strength of ditto.
+        predict: Which branch decides: default is the algorithm's own; auto picks the best on images that each client holds out.
+        val_fraction: Share of a client's training images that is held out where predict is auto.
+        backbone: tiny, resnet18, resnet34, resnet50 or timm:NAME.
+        split: Stage with which the branches begin, 1 to 4.
+        dropout: Before the last linear layers.
+        pretrained: imagenet, or a file of the backbone's weights; empty starts at random.
+        image_size: Side to which face crops are resized.
+        train_images: Training images of a client of the embedded sets.
+        test_images: Test images of a client of the embedded sets.
+        specific: Strength of the client-specific clue of drawn:tints; 0 is the control.
+        seed: Of weights, batches and embedded images.
+        evaluate_every: Rounds between evaluations; the last round is always evaluated.
+        timeout: Seconds that a round waits for its clients.
+        upload_dtype: Precision of what is sent.
+        precision: auto computes in bfloat16 where the hardware has it.
+        on_bad_client: What a client that fails, is late or sends NaN does to the run: skip leaves it out of the round and reports it.
+        allow_state_reset: Go on when a client has lost its personal state.
+    """
+
+    algorithm: AlgorithmName = "fedpr"
+    data: str = "drawn:tints"
+    clients: int = 0
+    rounds: int = 20
+    fraction: float = 1.0
+    local_steps: int = 8
+    local_epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    flip: bool = True
+    routing: Routing = "shared_main"
+    alpha: float = 0.1
+    beta: float = 1.0
+    gamma: float = 1.0
+    adv_clip: float = 0.1
+    mu: float = 0.01
+    ditto_lambda: float = 0.1
+    predict: PredictOption = "default"
+    val_fraction: float = 0.2
+    backbone: str = "tiny"
+    split: int = 3
+    dropout: float = 0.0
+    pretrained: str = ""
+    image_size: int = 32
+    train_images: int = 100
+    test_images: int = 300
+    specific: float = 0.8
+    seed: int = 0
+    evaluate_every: int = 1
+    timeout: float = 3600.0
+    upload_dtype: Literal["float32", "float16"] = "float32"
+    precision: Literal["auto", "float32"] = "float32"
+    on_bad_client: Literal["skip", "raise"] = "skip"
+    allow_state_reset: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rounds",
+            "batch_size",
+            "image_size",
+            "evaluate_every",
+            "train_images",
+            "test_images",
+            "local_epochs",
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "the statistics need at least 2 images")
+        for name in ("clients", "local_steps", "weight_decay", "mu", "ditto_lambda", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        _require(0 < self.fraction <= 1, "fraction", self.fraction, "must be in (0, 1]")
+        _require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "must be in (0, 1)")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be above 0")
+        _require(self.timeout > 0, "timeout", self.timeout, "must be above 0")
+        _require(1 <= self.split <= 4, "split", self.split, "a branch begins at stage 1, 2, 3 or 4")
+        check_weights(self.loss_weights, self.routing)
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The weights of FedPR's losses."""
+        return LossWeights(self.alpha, self.beta, self.gamma, self.adv_clip)
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{name.replace('_', '-')} {value}: {rule}")
+
+
+def to_run_config(config: FederationConfig) -> dict[str, Any]:
+    """The configuration under Flower's names: `local_steps` is `local-steps`."""
+    return {name.replace("_", "-"): value for name, value in dataclasses.asdict(config).items()}
+
+
+def from_run_config(values: Mapping[str, Any]) -> FederationConfig:
+    """The configuration that a ServerApp or ClientApp finds in its context; keys of other things are passed over.
+
+    Raises:
+        UserError: a value of the wrong kind or range.
+    """
+    known = {each.name for each in dataclasses.fields(FederationConfig)}
+    plain = {name.replace("-", "_"): value for name, value in values.items()}
+    return from_dict(
+        {name: value for name, value in plain.items() if name in known}, FederationConfig, "run configuration"
+    )
+
+
+def fingerprint(config: FederationConfig) -> str:
+    """A hash of the configuration, kept with every file of a run."""
+    return hashlib.sha256(json.dumps(to_run_config(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def round_rate(config: FederationConfig, round_number: int) -> float:
+    """The learning rate of a round, counted from 1: the server decides it and sends it."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / config.rounds))
