@@ -1,0 +1,369 @@
+"""Partitions, rounds, resuming, and the Flower apps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenfold import UserError
+from tenfold.config import load_preset
+from twinsight.aggregation import weighted_average
+from twinsight.client_app import make_client_app
+from twinsight.comparison import arm_config, compare
+from twinsight.config import FederationConfig, from_run_config
+from twinsight.data import Pictures, load
+from twinsight.federation import accuracy, load_model, rounds_to
+from twinsight.local_grid import LocalGrid
+from twinsight.local_training import local_round
+from twinsight.networks import TwinModel, build_model
+from twinsight.partition import client_data, draw_partition, partition_of
+from twinsight.simulation import simulate
+from twinsight.strategy import TwinStrategy
+
+TINY = load_preset("twinsight", "tiny", FederationConfig, "simulate", rounds=3, clients_per_round=3)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.sampled_from(["dirichlet", "pathological", "iid"]),
+    st.integers(4, 8),
+    st.integers(0, 30),
+    st.sampled_from([0.3, 2.0]),
+)
+def test_a_partition_is_disjoint_covers_all_and_keeps_the_smallest_size(
+    kind: str, clients: int, seed: int, alpha: float
+) -> None:
+    labels = np.arange(600) % 6
+    config = FederationConfig(
+        partition=kind, clients=clients, labelled=1, clients_per_round=1, seed=seed, alpha=alpha, min_client_size=5
+    )
+    split = draw_partition(labels, config)
+    joined = np.concatenate(split.indices)
+    assert sorted(joined) == list(range(600))
+    assert min(map(len, split.indices)) >= 5
+    again = draw_partition(labels, config)
+    assert all(np.array_equal(one, two) for one, two in zip(split.indices, again.indices, strict=True))
+    assert split.labelled == again.labelled
+
+
+def test_small_alpha_skews_and_another_seed_draws_another_partition() -> None:
+    labels = np.arange(4000) % 10
+    base = FederationConfig(alpha=0.1)
+    skewed, even = draw_partition(labels, base), draw_partition(labels, replace(base, alpha=100.0))
+
+    def top_share(split: object) -> float:
+        counts = split.counts(labels, 10)  # ty: ignore[unresolved-attribute]
+        return float((counts.max(1) / counts.sum(1)).mean())
+
+    assert top_share(skewed) > 0.3 > 0.15 > top_share(even)
+    other = draw_partition(labels, replace(base, seed=1))
+    assert not np.array_equal(skewed.indices[0], other.indices[0])
+
+
+def test_labelled_clients_can_be_named_and_hold_every_class_when_asked() -> None:
+    split = partition_of(TINY)
+    counts = split.counts(load(TINY)[0].labels.numpy(), 10)
+    assert counts[list(split.labelled)].sum(0).min() >= 5
+    named = replace(TINY, labelled=2, labelled_clients=(1, 3), min_labelled_per_class=0)
+    with pytest.warns(UserWarning, match="cannot be learnt") if _absent(named) else _nothing():
+        assert partition_of(named).labelled == (1, 3)
+    with pytest.raises(UserError, match="no dirichlet partition"):
+        draw_partition(np.arange(40) % 10, replace(TINY, clients=8, min_client_size=6))
+
+
+def _absent(config: FederationConfig) -> bool:
+    labels = load(config)[0].labels.numpy()
+    return bool((draw_partition(labels, config).counts(labels, 10)[list(config.labelled_clients)].sum(0) == 0).any())
+
+
+def _nothing() -> "object":
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_clients_know_only_the_labels_that_they_have() -> None:
+    split = partition_of(TINY)
+    for client in range(TINY.clients):
+        data = client_data(TINY, client)
+        assert len(data.labelled) == (len(data) if client in split.labelled else 0)
+        assert (data.unlabelled.labels == -1).all()
+    partial = client_data(replace(TINY, setting="partial-data"), 0)
+    assert len(partial.labelled) == max(2, round(0.05 * len(partial)))
+    assert not len(client_data(replace(TINY, method="upper-bound"), 0).unlabelled)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    simulate(out, TINY)
+    return out
+
+
+def test_a_run_leaves_its_configuration_log_result_and_model(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["best"] == max(result["accuracy"])
+    assert len(result["accuracy"]) == 3
+    assert result["clients_per_round"] == 3
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss-instance", "loss-neighbourhood", "accuracy"} <= set(lines[0])
+    model = load_model(finished)
+    assert model.classes == tuple("0123456789")
+    assert accuracy(model, load(TINY)[1], "float32") == pytest.approx(result["last"])
+    assert torch.allclose(model.predict(load(TINY)[1].images[:4] / 255).sum(1), torch.ones(4))
+
+
+def test_resumed_is_uninterrupted(finished: Path, tmp_path: Path) -> None:
+    import twinsight.federation as federation
+
+    stopped = tmp_path / "stopped"
+    original, calls = federation.save_checkpoint, []
+
+    def stop_after_the_second(run: object, model: TwinModel, number: int) -> None:
+        original(run, model, number)  # ty: ignore[invalid-argument-type]
+        calls.append(number)
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "save_checkpoint", stop_after_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(stopped, TINY)
+    assert calls == [1, 2]
+    simulate(stopped, TINY, resume=True)
+    assert (stopped / "result.json").read_text() == (finished / "result.json").read_text()
+    assert (stopped / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+    assert (stopped / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
+
+
+def test_another_configuration_cannot_take_up_a_run(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "result.json").unlink()
+    with pytest.raises(UserError, match="another configuration"):
+        simulate(copy, replace(TINY, alpha=0.7), resume=True)
+    with pytest.raises(UserError, match="is finished"):
+        simulate(finished, TINY, resume=True)
+    (copy / "checkpoints/last.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="damaged"):
+        simulate(copy, TINY, resume=True)
+
+
+def test_rounds_are_the_bare_loop(finished: Path) -> None:
+    """One client after the other, averaged by hand, without Flower: the same weights."""
+    model = build_model(TINY, 10, mean=(0.3,) * 3, std=(0.35,) * 3)
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    for number in range(1, 4):
+        chosen = sorted(np.random.default_rng([TINY.seed, 3, number]).choice(10, 3, replace=False))
+        states, weights = [], []
+        for client in chosen:
+            model.load_state_dict(state)
+            data = client_data(TINY, int(client))
+            local_round(model, data, TINY, number, int(client))
+            states.append({name: each.clone() for name, each in model.state_dict().items()})
+            weights.append(float(len(data)))
+        state = weighted_average(states, weights)
+    stored = load_model(finished).state_dict()
+    for name, each in state.items():
+        torch.testing.assert_close(stored[name], each, rtol=0, atol=1e-6)
+
+
+def test_one_network_resumes_although_its_encoder_has_two_names(tmp_path: Path) -> None:
+    config = replace(TINY, method="one-network", rounds=1)
+    first = simulate(tmp_path / "one", config)
+    again = load_model(tmp_path / "one")
+    for name, each in first.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], each), name
+    assert again.twin is not None
+    assert again.twin.encoder is again.encoder
+
+
+def test_the_lower_bound_draws_from_labelled_clients_and_says_how_many(tmp_path: Path) -> None:
+    results = compare(replace(TINY, rounds=1), ["lower-bound", "lower-bound:all", "upper-bound"], tmp_path / "arms")
+    assert results["lower-bound"]["clients_per_round"] == 2
+    assert results["lower-bound:all"]["clients_per_round"] == 4
+    assert len(results["upper-bound"]["labelled_clients"]) == 10
+    assert arm_config(TINY, "twin-sight:official").normalisation == "official"
+    with pytest.raises(UserError, match="no such arm"):
+        arm_config(TINY, "twin-sight:nonsense")
+
+
+def test_a_loss_that_is_no_number_names_round_and_client(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"round \d+, client \d+: the loss is not a number; lower --learning-rate"):
+        simulate(tmp_path / "run", replace(TINY, learning_rate=1e30, method="upper-bound", weight_decay=0.0))
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_federation_without_labels_is_refused() -> None:
+    config = replace(TINY, rounds=1)
+    app = make_client_app(config)
+
+    class Blind(LocalGrid):
+        def send_and_receive(self, messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for reply in replies:
+                reply.content["about"]["labelled"] = 0  # ty: ignore[invalid-assignment]
+            return replies
+
+    with pytest.raises(UserError, match="no labelled client"):
+        TwinStrategy(config, tuple("0123456789")).meet(Blind(app, config.clients))
+
+
+def test_failed_clients_are_left_out_and_counted() -> None:
+    from flwr.app import Error
+
+    strategy = TwinStrategy(TINY, tuple("0123456789"))
+    question = LocalGrid(make_client_app(TINY), 2).create_message(RecordDict(), MessageType.TRAIN, 1, "")
+    arrays = ArrayRecord({"w": torch.ones(3)})
+    good = Message(
+        RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 4, "client": 0, "loss-instance": 1.0})}),
+        reply_to=question,
+    )
+    bad = Message(Error(code=1, reason="gone"), reply_to=question)
+    averaged, metrics = strategy.aggregate_train(1, [good, bad])
+    assert averaged is not None
+    assert metrics is not None
+    assert averaged.to_torch_state_dict()["w"].tolist() == [1, 1, 1]
+    assert metrics["failed"] == 1
+    assert strategy.aggregate_train(1, [bad])[0] is None
+    assert strategy.configure_evaluate(1, arrays, ConfigRecord(), LocalGrid(make_client_app(TINY), 2)) == []
+
+
+def test_rounds_to_a_target() -> None:
+    assert rounds_to([10.0, 30.0, 20.0, 40.0], 30.0) == 2
+    assert rounds_to([10.0], 30.0) is None
+    assert rounds_to([10.0], None) is None
+
+
+def test_run_configurations_are_checked() -> None:
+    config = from_run_config({"preset": "tiny", "rounds": 2, "labelled-clients": "1,2,3,4"})
+    assert (config.rounds, config.labelled_clients, config.encoder) == (2, (1, 2, 3, 4), "small")
+    with pytest.raises(UserError, match="rouns"):
+        from_run_config({"rouns": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"alpha": 0.0}, "--alpha must be above 0"),
+        ({"labelled": 0}, "--labelled must be between 1"),
+        ({"labelled": 11}, "--labelled must be between 1"),
+        ({"clients_per_round": 20}, "more than --clients"),
+        ({"image_size": 4}, "at least 8"),
+        ({"batch_size": 1}, "at least 2"),
+        ({"min_client_size": 1}, "at least 2"),
+        ({"batch_size": 2, "normalisation": "official"}, "2 XOR 2"),
+        ({"labelled_clients": (0, 0, 1, 2)}, "different clients"),
+        ({"labelled_share": 0.0}, "--labelled-share"),
+        ({"data": "folder"}, "needs --root"),
+        ({"labelled_per_round": 9}, "--labelled-per-round"),
+        ({"setting": "partial-data", "method": "one-network"}, "partial-client setting only"),
+    ],
+)
+def test_unusable_configurations_are_one_line(change: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        replace(TINY, **change)
+
+
+def test_more_clients_than_pictures() -> None:
+    with pytest.raises(UserError, match="more than the 5 training pictures"):
+        draw_partition(np.arange(5), replace(TINY, clients=8))
+
+
+def test_a_node_with_its_own_folder_uses_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("3", "5"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("L", (20, 30), 80 * index).save(tmp_path / name / f"{index}.png")
+    config = replace(TINY, clients=2, labelled=1, clients_per_round=2, min_labelled_per_class=0, image_size=16)
+    grid = LocalGrid(make_client_app(config), 2)
+    grid.contexts[1].node_config |= {"data": str(tmp_path), "labelled": True}
+    grid.contexts[2].node_config |= {"data": str(tmp_path), "labelled": False}
+    strategy = TwinStrategy(config, tuple("0123456789"))
+    strategy.meet(grid)
+    assert [(each.client, each.labelled, each.samples) for each in strategy.members] == [(0, 6, 6), (1, 0, 6)]
+    (tmp_path / "11").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "11/0.png")
+    from twinsight.client_app import own_data
+
+    with pytest.raises(ValueError, match="11 are not among"):
+        own_data(config, str(tmp_path), True, tuple("0123456789x"))
+
+
+def test_torchvision_layouts_are_read(tmp_path: Path) -> None:
+    """Tiny CIFAR-10 and Fashion-MNIST in torchvision's own files; only their check sums differ."""
+    import pickle
+    from unittest.mock import patch
+
+    from torchvision.datasets import CIFAR10, FashionMNIST
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        data = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{index}" for index in range(10)]}))
+    with (
+        patch.object(CIFAR10, "_check_integrity", return_value=True),
+        patch("torchvision.datasets.cifar.check_integrity", return_value=True),
+    ):
+        train, test = load(replace(TINY, data="cifar10", root=tmp_path))
+    assert train.images.shape == (10, 3, 32, 32)
+    assert len(test) == 2
+    assert test.classes[0] == "c0"
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 4), ("t10k", 2)):
+        images = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
+        header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.array([0x801, count], dtype=">i4").tobytes() + bytes(range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    train, _ = load(replace(TINY, data="fashionmnist", root=tmp_path))
+    assert train.images.shape == (4, 3, 32, 32)
+    assert FashionMNIST.classes[0] == train.classes[0]
+    with pytest.raises(UserError, match="needs --root"):
+        load(replace(TINY, data="svhn"))
+
+
+def test_empty_pictures_have_a_length() -> None:
+    assert len(Pictures(torch.empty(0, 3, 8, 8, dtype=torch.uint8), torch.empty(0).long(), ())) == 0
+
+
+@pytest.mark.skipif("TENFOLD_RAY" not in os.environ, reason="starting Ray takes a minute; set TENFOLD_RAY=1")
+def test_flowers_own_simulation_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tenfold.config import load_preset;"
+        "from twinsight import FederationConfig, simulate;"
+        "import torch; torch.set_num_threads(1);"
+        "c = load_preset('twinsight', 'tiny', FederationConfig, 'simulate', rounds=3, clients_per_round=3);"
+        "simulate(Path(sys.argv[1]), c, backend='ray')"
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "FLWR_TELEMETRY_ENABLED": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ray")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    here, there = load_model(finished).state_dict(), load_model(tmp_path / "ray").state_dict()
+    for name, each in here.items():
+        torch.testing.assert_close(there[name], each, rtol=0, atol=1e-6)
