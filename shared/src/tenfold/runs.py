@@ -156,8 +156,8 @@ class RunFolder:
         """Whether the result has been written."""
         return (self.path / "result.json").exists()
 
-    def log(self, **scalars: float | int | str | None) -> None:
-        """Append one line to `metrics.jsonl` (and to TensorBoard where that is installed); numbers that are not finite become null."""
+    def log(self, **scalars: float | int | str | list[float] | None) -> None:
+        """Append one line to `metrics.jsonl` (and its single numbers to TensorBoard where that is installed); numbers that are not finite become null."""
         line = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in scalars.items()
