@@ -84,7 +84,7 @@ CLAIMS = (
         "csko",
         8.0,
         "lower",
-        {"smoke": Verdict.HOLDS},
+        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
     ),
     Claim(
         "cskopt/computation-at-most-25-percent",
@@ -95,7 +95,7 @@ CLAIMS = (
         "csko",
         25.0,
         "lower",
-        {"smoke": Verdict.DOES_NOT_HOLD},
+        {"smoke": Verdict.DOES_NOT_HOLD, "small": Verdict.DOES_NOT_HOLD},
         remark="The forward pass alone is a third of full training; methods with a second model or more augmentation cost more than full training.",
     ),
     Claim(
@@ -107,7 +107,7 @@ CLAIMS = (
         "csko",
         "sparse-update",
         "lower",
-        {"smoke": Verdict.HOLDS},
+        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
     ),
     Claim(
         "cskopt/less-memory-than-last-layer",
@@ -118,7 +118,7 @@ CLAIMS = (
         "csko",
         "head",
         "lower",
-        {"smoke": Verdict.DOES_NOT_HOLD},
+        {"smoke": Verdict.DOES_NOT_HOLD, "small": Verdict.DOES_NOT_HOLD},
         remark="Last layer + prototypes, which ties in accuracy, needs the least memory of all.",
     ),
     Claim(
@@ -130,7 +130,7 @@ CLAIMS = (
         "csko",
         1.1,
         "lower",
-        {"smoke": Verdict.HOLDS},
+        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
     ),
     Claim(
         "cskopt/peak-is-the-formula",
@@ -141,7 +141,7 @@ CLAIMS = (
         "csko",
         1.1,
         "lower",
-        {"smoke": Verdict.HOLDS},
+        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
     ),
     Claim(
         "cskopt/gradient-is-the-masked-gradient",
@@ -152,7 +152,7 @@ CLAIMS = (
         "gradient",
         1e-5,
         "lower",
-        {"smoke": Verdict.HOLDS},
+        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
     ),
     Claim(
         "cskopt/mobilenet-peak-is-the-formula",
@@ -163,6 +163,6 @@ CLAIMS = (
         "csko",
         1.1,
         "lower",
-        {},
+        {"small": Verdict.HOLDS},
     ),
 )

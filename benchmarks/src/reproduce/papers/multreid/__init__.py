@@ -166,7 +166,7 @@ RECORDED: Mapping[str, Mapping[str, Verdict]] = {
     "multreid/homogeneous-step-matters-weak-shared-identity": {"smoke": HOLDS, "small": HOLDS},
     "multreid/small-alpha-look-alikes": {"smoke": HOLDS, "small": HOLDS},
     "multreid/stage-two-improves-on-stage-one": {"small": FAILS},
-    "multreid/training-improves-on-an-untrained-network": {"small": OPEN},
+    "multreid/training-improves-on-an-untrained-network": {"small": HOLDS},
     "multreid/transfer-beats-its-start-camera-splits": {"smoke": HOLDS, "small": HOLDS},
     "multreid/transfer-beats-its-start-clean": {"small": OPEN},
     "multreid/transfer-beats-its-start-look-alikes-0.6-noisy": {"small": HOLDS},
