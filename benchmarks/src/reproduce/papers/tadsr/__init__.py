@@ -1,0 +1,11 @@
+"""What tadsr is measured by (He et al., arXiv 2408.07476)."""
+
+from reproduce.claims import Suite
+from reproduce.papers.tadsr import speed, stripes, upscaling
+
+SUITE = Suite(
+    "tadsr",
+    experiments=(*stripes.EXPERIMENTS, *upscaling.EXPERIMENTS),
+    claims=(*stripes.CLAIMS, *upscaling.CLAIMS),
+    speeds=speed.SPEEDS,
+)

@@ -1,0 +1,112 @@
+"""The shipped models on photographs that ship with scikit-image and scikit-learn, none of which they were trained on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from reproduce.claims import Claim, Experiment, Measurement
+
+CROPS = {"smoke": (96, 1), "small": (256, 9)}
+"""Side of the crops, and how many pictures."""
+
+PEAK = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from tadsr import TADSRPipeline
+low = torch.rand(1, 3, 512, 512)
+result = TADSRPipeline.load("fidelity")(low, output_type="pt").images
+assert result.shape[-2:] == (2048, 2048)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def measure(seed: int, tier: str, place: Path) -> Measurement:
+    """Crop, make small, enlarge by each model; the seed moves the crops and the noise."""
+    import torch
+
+    from tadsr.evaluation import Pair, bicubic, comparison_sheet, upscaler
+    from tadsr.evaluation import measure as judge
+    from tadsr.pipeline import TADSRPipeline
+    from tadsr.resampling import bicubic_down
+    from tenfold.data import embedded_pictures, to_tensor
+
+    side, count = CROPS[tier]
+    generator = torch.Generator().manual_seed(seed)
+    pairs = []
+    for name, path in list(embedded_pictures().items())[:count]:
+        image = to_tensor(path)
+        top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in image.shape[1:])
+        high = image[None, :, top : top + side, left : left + side]
+        pairs.append(Pair(name, bicubic_down(high), high))
+    teacher = TADSRPipeline.load("teacher")
+    models = {
+        "bicubic": bicubic,
+        "fidelity": upscaler(TADSRPipeline.load("fidelity"), seed=seed),
+        "teacher, 15 steps": upscaler(teacher, seed=seed),
+    }
+    arms = {}
+    for name, model in models.items():
+        rows = [judge(model(pair.low), pair, border=4, learned={}) for pair in pairs]
+        arms[name] = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    comparison_sheet(place / "upscaling.png", pairs[:3], models)
+    return arms
+
+
+def measure_memory(_seed: int, _tier: str, _place: Path) -> Measurement:
+    """Peak resident memory of a process that enlarges 512 x 512 to 2048 x 2048."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=environment)
+    return {"fidelity": {"peak MiB": float(done.stdout)}}
+
+
+EXPERIMENTS = (
+    Experiment("tadsr", "upscaling", "The shipped models on embedded photographs.", {"smoke": 2, "small": 5}, measure),
+    Experiment("tadsr", "memory", "Peak memory of a 2048 x 2048 result.", {"small": 2}, measure_memory),
+)
+
+
+def _claim(
+    name: str,
+    statement: str,
+    metric: str,
+    method: str,
+    baseline: str | float,
+    better: str,
+    margin: float = 0.0,
+    experiment: str = "upscaling",
+) -> Claim:
+    return Claim(
+        id=f"tadsr/{name}",
+        statement=statement,
+        source="our README",
+        experiment=experiment,
+        metric=metric,
+        method=method,
+        baseline=baseline,
+        better=better,  # ty: ignore[invalid-argument-type]
+        recorded={},
+        margin=margin,
+    )
+
+
+CLAIMS = (
+    _claim(
+        "fidelity-beats-bicubic",
+        "The fidelity model is at least 1 dB above bicubic.",
+        "psnr_y",
+        "fidelity",
+        "bicubic",
+        "higher",
+        1.0,
+    ),
+    _claim(
+        "fits-in-memory",
+        "A 2048 x 2048 result needs less than 4 GiB.",
+        "peak MiB",
+        "fidelity",
+        4096.0,
+        "lower",
+        experiment="memory",
+    ),
+)

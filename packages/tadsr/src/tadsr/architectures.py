@@ -1,0 +1,46 @@
+"""The networks that the presets name, with their autoencoders."""
+
+from typing import Literal
+
+from diffusers.models.autoencoders.vq_model import VQModel
+
+from tadsr.autoencoders import PixelUnshuffleAutoencoder, vq_f4
+from tadsr.compact import CompactDenoiser
+from tadsr.diffusion import ResShiftScheduler
+from tadsr.networks import ResShiftUNet
+
+Network = CompactDenoiser | ResShiftUNet
+Autoencoder = PixelUnshuffleAutoencoder | VQModel
+
+
+def create_network(name: Literal["tiny", "compact", "swin", "paper"]) -> tuple[Network, Autoencoder]:
+    """An untrained network and its autoencoder.
+
+    Args:
+        name: tiny (0.1 M parameters) and compact (1.5 M), convolutions on pixel-unshuffled latents; swin, the Swin UNet on
+            them; paper, ResShift's x4 configuration on the f4 autoencoder.
+    """
+    match name:
+        case "tiny":
+            return CompactDenoiser(channels=32, depth=4), PixelUnshuffleAutoencoder()
+        case "compact":
+            return CompactDenoiser(), PixelUnshuffleAutoencoder()
+        case "swin":
+            unet = ResShiftUNet(
+                image_size=16,
+                in_channels=48,
+                out_channels=48,
+                model_channels=96,
+                channel_mult=(1, 2, 2),
+                num_res_blocks=(2, 2, 2),
+                swin_embed_dim=96,
+                lq_size=16,
+            )
+            return unet, PixelUnshuffleAutoencoder()
+        case "paper":
+            return ResShiftUNet(), vq_f4()
+
+
+def create_scheduler(timesteps: int, min_noise_level: float) -> ResShiftScheduler:
+    """The chain of a teacher."""
+    return ResShiftScheduler(num_train_timesteps=timesteps, min_noise_level=min_noise_level)

@@ -1,0 +1,102 @@
+"""Training crops: which picture, where and how flipped follows from (seed, index) alone.
+
+So a run that is resumed, or shared by several processes, sees the crops of an uninterrupted run of one process.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tenfold import UserError
+from tenfold.images import ImageError, list_images, read_image
+
+
+def training_pictures(folders: Sequence[Path], smallest: int) -> list[Path]:
+    """The pictures below some folders whose sides are both at least `smallest`.
+
+    Raises:
+        UserError: a folder without pictures, or none that is large enough.
+    """
+    found = [path for folder in folders for path in list_images(folder)]
+    kept, small = [], 0
+    for path in found:
+        try:
+            with Image.open(path) as image:
+                large = min(image.size) >= smallest
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error})") from None
+        kept += [path] if large else []
+        small += not large
+    if not kept:
+        raise UserError(f"{folders[0]}: no picture has both sides of {smallest} pixels; lower --crop")
+    if small:
+        warnings.warn(f"{small} pictures are smaller than {smallest} pixels and are left out", stacklevel=2)
+    return kept
+
+
+def refuse_overlap(training: Sequence[Path], testing: Path) -> None:
+    """Refuse to test on the folder that is trained on.
+
+    Raises:
+        UserError: one of the folders is, holds or lies in another.
+    """
+    test = testing.resolve()
+    for folder in training:
+        train = folder.resolve()
+        if train == test or train in test.parents or test in train.parents:
+            raise UserError(f"{testing}: is also trained on ({folder}); test on other pictures")
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator whose stream is its own for each tuple of numbers."""
+    mixed = 0
+    for number in numbers:
+        # The finaliser of splitmix64: neighbouring tuples get unrelated seeds.
+        mixed = (mixed ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed >> 1)
+
+
+class CropDraws(Dataset):
+    """Random crops, flipped and turned; item i is the i-th draw of an endless sequence.
+
+    Args:
+        paths: pictures, each at least `crop` pixels a side.
+        crop: side of a crop.
+        seed: of the draws.
+        keep: keep decoded pictures in memory.
+    """
+
+    def __init__(self, paths: Sequence[Path], crop: int, seed: int, keep: bool) -> None:
+        self.paths, self.crop, self.seed = list(paths), crop, seed
+        self.kept: dict[int, UInt8[Tensor, "h w 3"]] | None = {} if keep else None
+
+    def picture(self, index: int) -> UInt8[Tensor, "h w 3"]:
+        """Picture `index`, in 8 bits."""
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        decoded = torch.from_numpy((read_image(self.paths[index]) * 255).round().astype("uint8"))
+        if self.kept is not None:
+            self.kept[index] = decoded
+        return decoded
+
+    def __getitem__(self, index: int) -> Float[Tensor, "3 crop crop"]:
+        generator = generator_of(self.seed, index)
+
+        def below(limit: int) -> int:
+            return int(torch.randint(limit, (), generator=generator))
+
+        image = self.picture(below(len(self.paths)))
+        height, width, _ = image.shape
+        top, left = below(height - self.crop + 1), below(width - self.crop + 1)
+        piece = image[top : top + self.crop, left : left + self.crop]
+        piece = piece.rot90(below(4)) if below(2) else piece.rot90(below(4)).flip(1)
+        return piece.permute(2, 0, 1).float() / 255

@@ -1,0 +1,59 @@
+"""The two trainings, from folders of photographs to pipelines: a teacher, then a student of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tadsr.architectures import create_network, create_scheduler
+from tadsr.distiller import Distiller
+from tadsr.loop import fit
+from tadsr.pipeline import TADSRPipeline
+from tadsr.recipes import DistillConfig, TeacherConfig
+from tadsr.teacher import TeacherTraining
+from tenfold.runs import seed_everything
+
+
+def train_teacher(
+    folders: Sequence[Path], config: TeacherConfig, out: Path, resume: bool = False, device: str = "auto"
+) -> dict[str, float]:
+    """Train a ResShift teacher and leave its pipeline in `out/model`.
+
+    Args:
+        folders: of photographs.
+        config: the recipe.
+        out: the run folder.
+        resume: continue the run in `out`.
+        device: where to compute.
+
+    Returns:
+        The last logged losses.
+    """
+    seed_everything(config.seed)
+    unet, vae = create_network(config.network)
+    training = TeacherTraining(unet, vae, create_scheduler(config.timesteps, config.min_noise_level), config)
+    return fit(training, folders, config, out, resume, device)
+
+
+def distill(
+    teacher: TADSRPipeline,
+    folders: Sequence[Path],
+    config: DistillConfig,
+    out: Path,
+    resume: bool = False,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Distil a teacher into a one-step student and leave its pipeline in `out/model`.
+
+    Args:
+        teacher: its pipeline.
+        folders: of photographs.
+        config: the recipe.
+        out: the run folder.
+        resume: continue the run in `out`.
+        device: where to compute.
+
+    Returns:
+        The last logged losses.
+    """
+    seed_everything(config.seed)
+    distiller = Distiller(teacher.unet, teacher.vae, teacher.scheduler, config)
+    return fit(distiller, folders, config, out, resume, device)

@@ -1,0 +1,204 @@
+"""The command line in process: every example, files kept as they are, mistakes in one line."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tadsr.cli import app
+from tadsr.networks import ResShiftUNet
+from tadsr.pipeline import TADSRPipeline
+from tenfold import UserError
+from tenfold.cli import examples_of, run
+from tenfold.images import read_picture, write_image
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which the examples of the help run."""
+    folder = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        small = rng.random((13, 16, 3)).astype(np.float32)
+        smooth = np.asarray(Image.fromarray((small * 255).astype(np.uint8)).resize((96, 80), Image.Resampling.BICUBIC))
+        write_image(folder / f"photos/{index}.png", smooth.astype(np.float32) / 255)
+    write_image(folder / "photo.jpg", smooth[:40, :32].astype(np.float32) / 255)
+    return folder
+
+
+def call(*arguments):
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as left:
+        run(app, [str(each) for each in arguments])
+    return left.value.code
+
+
+LIGHT = ("upscale", "train-teacher", "distill", "eval", "compare", "degrade", "demo")
+
+
+def test_the_examples_of_the_help_run(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    examples = examples_of(app)
+    for verb in LIGHT:
+        for example in examples[verb]:
+            if "--tile" not in example:
+                assert call(*shlex.split(example)[1:]) == 0, (example, capsys.readouterr().err)
+    assert Image.open("upscaled/photo.png").size == (128, 160)
+    assert Path("sheet.png").exists()
+    assert json.loads(Path("scores.json").read_text())["means"]["bicubic"]["psnr_y"] > 10
+    assert Path("runs/student/model/model_index.json").exists()
+    assert Path("tadsr-demo/comparison.png").exists()
+    assert "upscaled 1 picture" in capsys.readouterr().out
+
+
+def test_alpha_and_sixteen_bits_are_kept(tmp_path):
+    rng = np.random.default_rng(1)
+    rgb, alpha = rng.random((9, 7, 3)).astype(np.float32), np.ones((9, 7), np.float32)
+    write_image(tmp_path / "deep.png", rgb, alpha=alpha, bit_depth=16)
+    assert call("upscale", tmp_path / "deep.png", "-o", tmp_path / "large.png") == 0
+    picture = read_picture(tmp_path / "large.png")
+    assert picture.rgb.shape == (36, 28, 3)
+    assert picture.bit_depth == 16
+    assert picture.alpha is not None
+    assert picture.alpha.min() > 0.99
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 5)])
+def test_any_size_grows_four_times(size):
+    pipeline = TADSRPipeline.load("fidelity")
+    (result,) = pipeline(np.random.default_rng(0).random((*size, 3)), output_type="np").images
+    assert result.shape == (4 * size[0], 4 * size[1], 3)
+
+
+def test_tiles_leave_no_seam():
+    pipeline = TADSRPipeline.load("fidelity")
+    low = torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(0))
+    whole = pipeline(low, tile=None, output_type="pt").images
+    tiled = pipeline(low, tile=56, tile_overlap=40, output_type="pt").images
+    # bf16 rounds differently for other shapes; a seam would be ten times this.
+    assert (whole - tiled).abs().max() < 0.03
+    assert (whole - tiled).abs().mean() < 1e-3
+
+
+def test_the_same_seed_gives_the_same_picture_and_batches_are_their_pictures():
+    pipeline = TADSRPipeline.load("fidelity")
+    low = torch.rand(2, 3, 12, 12)
+    first, second = (pipeline(low, output_type="pt").images for _ in range(2))
+    assert torch.equal(first, second)
+    assert pipeline(list(low), batch_size=2, output_type="pt").images.shape == (2, 3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (torch.full((3, 4, 4), torch.nan), {}, "NaN"),
+        (torch.full((3, 4, 4), 2.0), {}, r"\[0, 1\]"),
+        (torch.zeros(2, 4, 4), {}, "3 channels"),
+        (torch.zeros(3, 4, 4), {"scale": 2}, "enlarges 4 times"),
+        (torch.zeros(3, 4, 4), {"num_inference_steps": 16}, "1 to 15"),
+        (torch.zeros(3, 4, 4), {"num_inference_steps": -1}, "1 to 15"),
+    ],
+)
+def test_bad_pictures_and_options_are_named(image, options, message):
+    with pytest.raises(UserError, match=message):
+        TADSRPipeline.load("fidelity")(image, **options)
+
+
+def broken(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    torch.save({"a": torch.zeros(1)}, folder / "other.pth")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "upscale missing.jpg",
+        "upscale empty",
+        "upscale cut.png",
+        "upscale photo.jpg --model nowhere/at-all",
+        "upscale photo.jpg --model empty",
+        "upscale photo.jpg --steps 99",
+        "upscale photo.jpg --sampler euler",
+        "upscale photo.jpg --tile 8 --overlap 9",
+        "upscale photo.jpg --out cut.png/inside",
+        "upscale photo.jpg --device cuda:7",
+        "train-teacher --out run",
+        "train-teacher empty --out run",
+        "train-teacher photos --out run --preset huge",
+        "train-teacher photos --out run --preset tiny --crop 30",
+        "train-teacher photos --out run --preset tiny --crop 4000",
+        "distill photos photos --out run",
+        "distill teacher empty --out run --preset tiny",
+        "eval missing",
+        "eval photos --layout imagenet-test",
+        "eval photos --layout realsr",
+        "compare empty",
+        "degrade missing small",
+        "degrade photos small --kind fog",
+        "convert --unet missing.pth --vae missing.pth --out model",
+        "convert --unet other.pth --vae other.pth --out model",
+        "convert --unet other.pth --vae other.pth --preset x8 --out model",
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(place, command, monkeypatch, capsys):
+    monkeypatch.chdir(broken(place))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(place.rglob("*"))
+    assert call(*shlex.split(command)) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len([line for line in error if line.startswith("tadsr: ") and "warning" not in line]) == 1
+    assert sorted(place.rglob("*")) == before
+
+
+def test_layouts(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    high, low = rng.random((32, 32, 3)).astype(np.float32), rng.random((8, 8, 3)).astype(np.float32)
+    for layout, pairs in {
+        "imagenet-test": ("lq/a.png", "gt/a.png"),
+        "celeba-test": ("lq/a.png", "hq/a.png"),
+        "realsr": ("Canon/Canon_001_LR4.png", "Canon/Canon_001_HR.png"),
+        "realset65": ("a.png", None),
+    }.items():
+        write_image(tmp_path / layout / pairs[0], low)
+        if pairs[1]:
+            write_image(tmp_path / layout / pairs[1], high)
+        chosen = ["--layout", layout] if layout == "realset65" else []
+        assert call("eval", tmp_path / layout, "--model", "fidelity", *chosen) == 0
+        assert "1 pictures" in capsys.readouterr().out
+
+
+def test_a_saved_pipeline_is_a_diffusers_pipeline(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    pipeline = TADSRPipeline.load("teacher")
+    assert pipeline.config.steps == 0
+    pipeline.save_pretrained(tmp_path / "model")
+    again = TADSRPipeline.from_pretrained(tmp_path / "model")
+    assert isinstance(again, DiffusionPipeline)
+    low = torch.rand(1, 3, 8, 8)
+    assert torch.equal(pipeline(low, output_type="pt").images, again(low, output_type="pt").images)
+
+
+def test_a_window_network_pads_and_runs():
+    torch.manual_seed(0)
+    source = TADSRPipeline.load("fidelity")
+    unet = ResShiftUNet(
+        image_size=8,
+        in_channels=48,
+        out_channels=48,
+        model_channels=32,
+        channel_mult=(1, 1),
+        num_res_blocks=(1, 1),
+        swin_embed_dim=32,
+        window_size=4,
+        lq_size=8,
+    )
+    pipeline = TADSRPipeline(unet.eval(), source.vae, source.scheduler)
+    assert pipeline(torch.rand(1, 3, 9, 13), tile=16, tile_overlap=8, output_type="pt").images.shape == (1, 3, 36, 52)

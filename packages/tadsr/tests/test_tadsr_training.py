@@ -1,0 +1,213 @@
+"""Training: resumed = uninterrupted, who is trained by what, several processes, every method and option runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from tadsr.architectures import create_network, create_scheduler
+from tadsr.data import CropDraws, refuse_overlap, training_pictures
+from tadsr.distiller import Distiller
+from tadsr.loop import Batch, fit, learning_rate_at, restore, update_ema
+from tadsr.pipeline import TADSRPipeline
+from tadsr.recipes import DistillConfig, TeacherConfig
+from tadsr.teacher import TeacherTraining
+from tadsr.training import distill, train_teacher
+from tenfold import UserError
+from tenfold.images import write_image
+
+COMMON = {
+    "batch_size": 2,
+    "crop": 32,
+    "learning_rate": 1e-3,
+    "warmup": 2,
+    "ema": 0.9,
+    "degradation": "bicubic",
+    "precision": "float32",
+    "seed": 3,
+    "save_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        write_image(folder / f"{index}.png", rng.random((40, 48, 3)).astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, photos):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    train_teacher([photos], TeacherConfig(**COMMON, steps=4, network="tiny"), out, device="cpu")
+    return out
+
+
+def weights(run):
+    return load_file(run / "checkpoints" / "last.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_after(training, step):
+    """Let Ctrl-C arrive in that step."""
+    original = training.step
+
+    def interrupted(batch, accelerator):
+        if batch.step == step:
+            raise KeyboardInterrupt
+        return original(batch, accelerator)
+
+    training.step = interrupted
+    return training
+
+
+def test_a_resumed_teacher_is_the_uninterrupted_one(teacher, photos, tmp_path):
+    config = TeacherConfig(**COMMON, steps=4, network="tiny")
+    torch.manual_seed(3)
+    training = TeacherTraining(*create_network("tiny"), create_scheduler(15, 0.04), config)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stop_after(training, 3), [photos], config, tmp_path / "run", device="cpu")
+    train_teacher([photos], config, tmp_path / "run", resume=True, device="cpu")
+    assert same(weights(tmp_path / "run"), weights(teacher))
+    assert [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [4]
+
+
+def test_a_resumed_student_is_the_uninterrupted_one(teacher, photos, tmp_path):
+    config = DistillConfig(**COMMON, steps=3, logits=4, lambda_hsd=0.1, lambda_adv=0.2)
+    distill(TADSRPipeline.load(teacher), [photos], config, tmp_path / "whole", device="cpu")
+    source = TADSRPipeline.load(teacher)
+    torch.manual_seed(3)
+    student = Distiller(source.unet, source.vae, source.scheduler, config)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stop_after(student, 2), [photos], config, tmp_path / "parts", device="cpu")
+    distill(TADSRPipeline.load(teacher), [photos], config, tmp_path / "parts", resume=True, device="cpu")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert TADSRPipeline.load(tmp_path / "parts").config.steps == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "regression", "target": "ground-truth"},
+        {"method": "sinsr"},
+        {"method": "sds", "lambda_adv": 0.0},
+        {"method": "vsd", "lambda_adv": 0.0},
+        {"discriminator": "multiple", "perturbation": "uniform", "double_scale": True, "tap_reduction": "taps"},
+        {"discriminator": "vanilla"},
+    ],
+)
+def test_every_method_trains(teacher, options, photos, tmp_path):
+    config = DistillConfig(**COMMON, steps=1, logits=4, **options)
+    before = TADSRPipeline.load(teacher).unet.state_dict()
+    losses = distill(TADSRPipeline.load(teacher), [photos], config, tmp_path / "run", device="cpu")
+    assert np.isfinite(losses["loss"])
+    after = TADSRPipeline.load(tmp_path / "run").unet.state_dict()
+    assert not same(before, after)
+
+
+def batch(step=0):
+    generator = torch.Generator().manual_seed(step)
+    hr = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    return Batch(hr, torch.nn.functional.avg_pool2d(hr, 4), range(2), 2, step, 7)
+
+
+def test_the_two_steps_train_whom_they_should(teacher):
+    source = TADSRPipeline.load(teacher)
+    distiller = Distiller(
+        source.unet, source.vae, source.scheduler, DistillConfig(**COMMON, steps=2, logits=4, lambda_adv=0.2)
+    )
+    accelerator = Accelerator(cpu=True, device_placement=False)
+    distiller.prepare(accelerator)
+    teacher_before = {key: value.clone() for key, value in distiller.teacher.state_dict().items()}
+    student_before = {key: value.clone() for key, value in distiller.student.state_dict().items()}
+    seen = {}
+    original = distiller._discriminator_step
+
+    def watched(*arguments):
+        loss = original(*arguments)
+        seen["student"] = same(student_before, distiller.student.state_dict())
+        seen["discriminator"] = {key: value.clone() for key, value in distiller.discriminator.state_dict().items()}
+        return loss
+
+    distiller._discriminator_step = watched
+    logged = distiller.step(batch(), accelerator)
+    assert logged["discriminator"].item() == pytest.approx(2, abs=0.7), "hinge of logits near zero"
+    assert seen["student"], "the discriminator's step leaves the student alone"
+    assert same(seen["discriminator"], distiller.discriminator.state_dict()), (
+        "and the student's leaves the discriminator"
+    )
+    assert same(teacher_before, distiller.teacher.state_dict())
+    assert not same(student_before, distiller.student.state_dict())
+    assert all(each.grad is None for each in distiller.teacher.parameters())
+
+
+def test_random_numbers_follow_from_the_step_and_cover_their_range():
+    times = torch.cat([batch(step).times(0, 3) for step in range(500)])
+    assert set(times.tolist()) == {0, 1, 2}
+    noise = torch.cat([batch(step).normal(1, torch.zeros(2, 48, 16, 16)).flatten() for step in range(45)])
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    whole = batch().normal(1, torch.zeros(2, 3, 4, 4))
+    second = Batch(batch().hr[1:], batch().lr[1:], range(1, 2), 2, 0, 7).normal(1, torch.zeros(1, 3, 4, 4))
+    assert torch.equal(whole[1:], second), "a process draws its share of the whole batch"
+
+
+def test_learning_rate_and_average():
+    config = TeacherConfig(steps=10, warmup=4, learning_rate=1.0, decay="cosine")
+    assert [learning_rate_at(step, config) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate_at(10, config) == pytest.approx(0)
+    ema, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(ema.weight)
+    torch.nn.init.ones_(model.weight)
+    for _ in range(3):
+        update_ema(ema, model, 0.999)
+    assert ema.weight.item() == pytest.approx(1 - 0.999**3, abs=1e-6)
+
+
+def test_crops_follow_from_the_seed(photos):
+    paths = training_pictures([photos], 32)
+    kept, read = (CropDraws(paths, 32, 5, keep=keep) for keep in (True, False))
+    assert all(torch.equal(kept[index], read[index]) for index in range(6))
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_bad_training_input(photos, teacher, tmp_path):
+    config = TeacherConfig(**COMMON, steps=1, network="tiny")
+    with pytest.raises(UserError, match="lower --crop"):
+        training_pictures([photos], 400)
+    with pytest.raises(UserError, match="no such file or folder"):
+        train_teacher([tmp_path / "none"], config, tmp_path / "run", device="cpu")
+    with pytest.raises(UserError, match="also trained on"):
+        refuse_overlap([photos], photos)
+    other = TeacherTraining(*create_network("compact"), create_scheduler(15, 0.04), config)
+    with pytest.raises(UserError, match="not a checkpoint of this network"):
+        restore(teacher / "checkpoints/last.safetensors", other)
+
+
+def test_two_processes_train_as_one(photos, teacher, tmp_path):
+    script = (
+        "from pathlib import Path; from tadsr.recipes import TeacherConfig; from tadsr.training import train_teacher;"
+        f"train_teacher([Path({str(photos)!r})], TeacherConfig(**{COMMON!r}, steps=4, network='tiny'),"
+        f"Path({str(tmp_path / 'run')!r}), device='cpu')"
+    )
+    (tmp_path / "two.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights(teacher), weights(Path(tmp_path / "run"))
+    for key, value in one.items():
+        if key.startswith(("unet.", "ema.")):
+            torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3)
