@@ -156,7 +156,7 @@ BAD = [
     (("predict", "run", "cut"), "broken.jpg"),
     (("predict", "run", "photos", "--out", "/proc/n.csv"), "cannot write"),
     (("predict", "foreign", "photos"), "not a model of twinsight"),
-    (("compare", "--out", "x", "--preset", "tiny"), "name the methods"),
+    (("compare", "--out", "x", "--preset", "tiny"), "requires an argument"),
     (("compare", "nonsense", "--out", "x", "--preset", "tiny"), "no such arm"),
     (("demo", "--out", "photos/first.png/x"), "first.png"),
 ]

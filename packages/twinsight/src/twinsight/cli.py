@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import Parameter
 
-from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from twinsight.config import FederationConfig
 
@@ -220,8 +219,6 @@ def compare(arms: tuple[str, ...], /, *, options: RunOptions, config: Config = F
     from twinsight.comparison import compare as run_arms
     from twinsight.plots import plot_curves
 
-    if not arms:
-        raise UserError("name the methods to compare; `twinsight methods` lists them")
     results = run_arms(config, arms, options.out, resume=options.resume, device=options.device)
     plot_curves({name: each["accuracy"] for name, each in results.items()}, options.out / "accuracy.png", config.data)
     table([result_row(name, each) for name, each in results.items()], HEADS)
