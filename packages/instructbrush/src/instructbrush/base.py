@@ -1,0 +1,136 @@
+"""The frozen editor: the embedded one, or any InstructPix2Pix-style checkpoint by folder or Hub name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+
+from instructbrush.clip_features import ClipFeatures
+from instructbrush.instruction import Pipeline, check_editor
+from instructbrush.tiny.storage import is_tiny, load_tiny, shipped_model
+from tenfold.errors import UserError
+from tenfold.runs import pick_device
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Offload = Literal["none", "model", "sequential"]
+CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """Which editor, and how it is held in memory.
+
+    Attributes:
+        base: tiny (embedded), a folder, or a Hub name such as timbrooks/instruct-pix2pix.
+        precision: of the weights.
+        slicing: Compute attention in slices: slower, less memory.
+        offload: Keep the weights in the main memory: none, model (whole parts move to the GPU in turn) or sequential (layer by layer).
+        clip: CLIP for the initialisation and the metrics; by default the embedded one for the embedded editor, ViT-L/14 for others.
+    """
+
+    base: str = "tiny"
+    precision: Precision = "float32"
+    slicing: bool = False
+    offload: Offload = "none"
+    clip: str | None = None
+
+
+@dataclass
+class Editor:
+    """A frozen editor with its CLIP.
+
+    Attributes:
+        pipe: diffusers' pipeline.
+        name: how it was asked for.
+        clip_source: where its CLIP is.
+        size: side of its pictures.
+    """
+
+    pipe: Pipeline
+    name: str
+    clip_source: str | Path
+    size: int
+    _clip: ClipFeatures | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What instructions of this editor say about it; they are applied so unless told otherwise: the embedded one needs no guidance."""
+        guidance, image_guidance, steps = (1.0, 1.0, 12) if self.embedded else (7.5, 1.5, 20)
+        return {
+            "base_model": self.name,
+            "guidance_scale": guidance,
+            "image_guidance_scale": image_guidance,
+            "sampling_steps": steps,
+        }
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is a model of this package's own kind."""
+        return hasattr(self.pipe.vae, "basis")
+
+    @property
+    def clip(self) -> ClipFeatures:
+        """The CLIP, loaded when first asked for."""
+        if self._clip is None:
+            self._clip = ClipFeatures.load(self.clip_source, self.pipe.unet.device)
+        return self._clip
+
+
+def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Editor:
+    """Load an editor.
+
+    Raises:
+        UserError: no such folder, a damaged one, or a model that is no InstructPix2Pix.
+    """
+    options = options or BaseOptions()
+    where = pick_device(device)
+    dtype = getattr(torch, options.precision)
+    folder = shipped_model() if options.base == "tiny" else Path(options.base)
+    if folder.name != "model" and (folder / "model" / "unet").is_dir():
+        folder = folder / "model"
+    if options.base == "tiny" or is_tiny(folder):
+        model, processor = load_tiny(folder)
+        pipe = model.pipeline()
+        clip = ClipFeatures(model.clip.to(where), processor, model.tokenizer, "the embedded CLIP")  # ty: ignore[invalid-argument-type]  # moved in place
+        editor = Editor(pipe, options.base, folder / "clip", model.clip.config.vision_config.image_size, clip)
+        if options.clip:
+            editor = Editor(pipe, options.base, options.clip, editor.size)
+    else:
+        pipe = _from_diffusers(options.base, dtype)
+        size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        editor = Editor(pipe, options.base, options.clip or CLIP_OF_STABLE_DIFFUSION, size)
+    check_editor(pipe)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    _place(pipe, options, where, dtype)
+    return editor
+
+
+def _from_diffusers(base: str, dtype: torch.dtype) -> Pipeline:
+    try:
+        pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+            base, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--base {base}: cannot load it as an InstructPix2Pix ({str(error).splitlines()[0]})") from None
+    if pipe.scheduler.config.prediction_type == "epsilon":
+        pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def _place(pipe: Pipeline, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> None:
+    if options.offload == "none":
+        pipe.to(device, dtype)
+    elif device.type == "cpu":
+        raise UserError(f"--offload {options.offload}: needs a GPU to move weights to; use none on the CPU")
+    elif options.offload == "model":
+        pipe.to(dtype=dtype)
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(dtype=dtype)
+        pipe.enable_sequential_cpu_offload(device=device)
+    if options.slicing:
+        pipe.enable_attention_slicing()

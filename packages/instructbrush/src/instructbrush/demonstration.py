@@ -1,0 +1,67 @@
+"""The demo: two edits without a name are learnt from four pairs each and applied to pictures the model has not seen."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from instructbrush.base import load_editor
+from instructbrush.benchmarking import contact_sheet
+from instructbrush.editing import ApplyOptions
+from instructbrush.learning import LearnConfig
+from instructbrush.phrases import PhraseOptions, read_bank
+from instructbrush.rivals import learn_method
+from instructbrush.scores import Scorer
+from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
+from tenfold.config import load_preset
+from tenfold.images import write_image
+
+SHOWN = ("comic", "heat", "pink")
+METHODS = ("copy", "text", "text-embed", "kv")
+
+
+def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Write pictures and instruction files; returns mean scores of each method over the effects.
+
+    Args:
+        out: folder.
+        seed: of the pairs and of learning.
+    """
+    editor = load_editor(device="cpu")
+    config = replace(load_preset("instructbrush", "small", LearnConfig, "learn"), seed=seed)
+    scorer, scores = Scorer(editor.clip), {name: [] for name in METHODS}
+    options, words = ApplyOptions(seed=seed), read_bank(tiny=True)
+    sheets = []
+    for name in SHOWN:
+        train = draw_pairs(name, 4, bank(LEARNT, editor.size), 2 * seed)
+        test = draw_pairs(name, 6, bank(TESTED, editor.size), 2 * seed + 1)
+        rows = [test.before]
+        for method in METHODS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                learnt = learn_method(
+                    editor,
+                    method,
+                    train,
+                    EFFECTS[name].closest,
+                    config,
+                    options,
+                    bank=words,
+                    phrase_options=PhraseOptions(),
+                )
+            edited = learnt.edit(test.before)
+            scores[method].append(scorer.measure(test.before, edited, test.after))
+            if method == "kv" and learnt.instruction is not None:
+                learnt.instruction.save(out / f"{name}.safetensors")
+            if method != "copy":
+                rows.append(edited)
+        rows.append(test.after)
+        examples = contact_sheet([train.before, train.after])
+        write_image(out / f"{name}-learnt-from.png", examples.permute(1, 2, 0).numpy())
+        sheets.append(contact_sheet(rows))
+        write_image(out / f"{name}.png", sheets[-1].permute(1, 2, 0).numpy())
+    write_image(out / "overview.png", torch.cat(sheets, dim=2).permute(1, 2, 0).numpy())
+    return {
+        method: {key: sum(row[key] for row in each) / len(each) for key in each[0]} for method, each in scores.items()
+    }

@@ -1,0 +1,440 @@
+"""Optimising an instruction on pairs (paper §4.1, figure 2), and its rivals in the same loop.
+
+The step's pairs, times and noise follow from (seed, step): an interrupted run goes on as if it had not been, and several processes see
+what one would.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from instructbrush.checkpoints import all_finite, load_checkpoint, save_checkpoint, set_rate
+from instructbrush.clip_features import ClipFeatures
+from instructbrush.guidance import combine_guidance
+from instructbrush.injection import Attachment, InjectionState
+from instructbrush.instruction import Instruction, Pipeline, check_editor, encode_text
+from instructbrush.latents import LatentPairs, encode_pairs
+from instructbrush.objective import denoising_loss, diffusion_target, stratified_timesteps
+from instructbrush.pairs import PairSet
+from instructbrush.phrases import PhraseOptions, extract_phrases
+from instructbrush.randomness import generator
+from instructbrush.sensitivity import InitResult
+from instructbrush.spaces import edit_direction, finite_norms, initial_space, visii_direction_term
+from tenfold.errors import UserError
+from tenfold.runs import RunFolder, autocast, track
+
+Callback = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """How an instruction is learnt.
+
+    Attributes:
+        method: kv is the paper's; text-embed learns the encoded text with the same loss; visii learns the initial text's own tokens with its guided loss and CLIP term; textual-inversion learns new words.
+        steps: updates.
+        batch_size: pairs in each.
+        learning_rate: constant after a warm-up.
+        warmup: updates of linear warm-up.
+        tokens: text slots that are replaced (new words for textual-inversion); all by default.
+        partitions: parts of the time axis.
+        loss: plain, or guided: through three-way guidance, as Visii does (three times the rows).
+        loss_guidance: instruction scale in the guided loss.
+        loss_image_guidance: picture scale in the guided loss.
+        strict_visii: With visii, also its traps: pair by time step, one noise for each time, weight decay, element-wise clipping, the step with the lowest loss.
+        flip: Also learn from mirrored pairs; wrong for edits that know left from right.
+        precision: auto (bfloat16 arithmetic where the hardware has it) or float32.
+        checkpointing: Recompute activations: half the memory, a third more time.
+        log_every: steps between lines of the log.
+        save_every: steps between checkpoints.
+        seed: of everything random.
+    """
+
+    method: Literal["kv", "text-embed", "visii", "textual-inversion"] = "kv"
+    steps: int = 1000
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    tokens: int | None = None
+    partitions: int = 5
+    loss: Literal["plain", "guided"] = "plain"
+    loss_guidance: float = 7.5
+    loss_image_guidance: float = 1.5
+    strict_visii: bool = False
+    flip: bool = False
+    precision: Literal["auto", "float32"] = "auto"
+    checkpointing: bool = False
+    log_every: int = 10
+    save_every: int = 50
+    seed: int = 0
+
+    @property
+    def space(self) -> str:
+        """Where the parameters are."""
+        return {"kv": "kv", "textual-inversion": "word"}.get(self.method, "text")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the loss goes through guidance."""
+        return self.loss == "guided" or self.method == "visii"
+
+
+@dataclass(frozen=True)
+class LearnRecord(LearnConfig):
+    """What a run folder says: the recipe, the pairs and the editor.
+
+    Attributes:
+        base: the editor.
+        pairs: names of the pairs.
+        init: how the initial text was asked for.
+    """
+
+    base: str = ""
+    pairs: tuple[str, ...] = ()
+    init: str = "phrases"
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Rows of one step."""
+
+    source: Float[Tensor, "b c h w"]
+    noisy: Float[Tensor, "b c h w"]
+    timesteps: Int[Tensor, " b"]
+    target: Float[Tensor, "b c h w"]
+
+
+class InversionStep(nn.Module):
+    """The frozen network and the parameters with their loss, as one module that several processes can share.
+
+    Args:
+        unet: frozen.
+        space: what is learnt.
+        null: encoding of the empty text.
+        config: the recipe.
+        direction: of the pictures in CLIP and CLIP's text projection, for Visii's term.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        space: Any,
+        null: Float[Tensor, "1 l c"],
+        config: LearnConfig,
+        direction: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.config = config
+        self._frozen = (unet, null, direction)  # in a tuple, so that the weights are not this module's
+
+    def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        unet, null, direction = self._frozen
+        dtype = unet.dtype  # ty: ignore[unresolved-attribute]  # a diffusers model
+        text = self.space.text()
+        rows = len(batch.noisy)
+        texts, noisy, source, times = text.expand(rows, -1, -1), batch.noisy, batch.source, batch.timesteps
+        if self.config.guided:
+            texts = torch.cat([texts, null.expand(2 * rows, -1, -1)])
+            noisy, times = noisy.repeat(3, 1, 1, 1), times.repeat(3)
+            source = torch.cat([source, source, torch.zeros_like(source)])
+        inputs = torch.cat([noisy, source], dim=1).to(dtype)
+        with autocast(noisy.device) if self.config.precision == "auto" else contextlib.nullcontext():
+            prediction = unet(inputs, times, encoder_hidden_states=texts.to(dtype)).sample.float()
+        if self.config.guided:
+            scales = self.config.loss_guidance, self.config.loss_image_guidance
+            prediction = combine_guidance(*prediction.chunk(3), *scales)
+        loss = denoising_loss(prediction, batch.target)
+        if self.config.method == "visii" and direction is not None:
+            loss = 4 * loss + 0.1 * visii_direction_term(text.float(), direction[1], direction[0])
+        return loss
+
+
+def step_order(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Which pairs a step uses: all once before any again, in a new order each time."""
+    places = range(step * batch, (step + 1) * batch)
+    orders = {
+        place // count: torch.randperm(count, generator=generator(seed, "epoch", place // count)) for place in places
+    }
+    return [int(orders[place // count][place % count]) for place in places]
+
+
+def draw_batch(
+    latents: LatentPairs, scheduler: Any, config: LearnConfig, step: int, rows: range, device: torch.device
+) -> PairBatch:
+    """Pairs, times and noise of a step; `rows` of them.
+
+    Args:
+        latents: of all pairs.
+        scheduler: of the training.
+        config: the recipe.
+        step: which.
+        rows: out of `config.batch_size`.
+        device: of the network.
+    """
+    draws = generator(config.seed, "step", step)
+    total, mine = scheduler.config.num_train_timesteps, list(rows)
+    if config.strict_visii:
+        # Each time step once in random order; it fixes the pair and the noise.
+        places = range(step * config.batch_size, (step + 1) * config.batch_size)
+        times = torch.tensor([step_order(total, 1, place, config.seed)[0] for place in places])
+        chosen = [int(each) % len(latents) for each in times]
+        shape = latents.after.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=generator(config.seed, "noise", int(t))) for t in times])
+    else:
+        chosen = step_order(len(latents), config.batch_size, step, config.seed)
+        times = stratified_timesteps(config.batch_size, total, draws)
+        noise = torch.randn((config.batch_size, *latents.after.shape[1:]), generator=draws)
+    mirrored = latents.flipped if latents.flipped is not None and torch.rand((), generator=draws) < 0.5 else None
+    side = mirrored or latents
+    index = torch.tensor([chosen[row] for row in mine])
+    source, clean = side.before.cpu()[index], side.after.cpu()[index]
+    noise, times = noise[mine], times[mine]
+    noisy = scheduler.add_noise(clean, noise, times)
+    target = diffusion_target(scheduler, clean, noise, times)
+    return PairBatch(source.to(device), noisy.to(device), times.to(device), target.to(device))
+
+
+def learn_instruction(
+    pipe: Pipeline,
+    pairs: PairSet,
+    config: LearnConfig | None = None,
+    init: str | InitResult | None = "phrases",
+    clip: ClipFeatures | None = None,
+    bank: tuple[str, ...] | None = None,
+    *,
+    phrase_options: PhraseOptions | None = None,
+    about: dict[str, Any] | None = None,
+    run: Path | None = None,
+    resume: bool = False,
+    callback: Callback | None = None,
+) -> Instruction:
+    """Learn an instruction; the editor is left as it was.
+
+    Args:
+        pipe: a `StableDiffusionInstructPix2PixPipeline`.
+        pairs: before/after pictures.
+        config: the recipe.
+        init: `phrases` (found with CLIP), `caption` (the after pictures' best phrases, as Visii starts), `none`, or an instruction in words.
+        clip: for `phrases`, `caption` and visii.
+        bank: the phrases to choose from; by default the list that the package ships.
+        phrase_options: of the choice.
+        about: fields of `InstructionConfig` for the file, such as `base_model`, `edit`, `licence`.
+        run: folder for log and checkpoints.
+        resume: continue the run there.
+        callback: receives step and loss.
+
+    Raises:
+        UserError: pairs, tokens or partitions that do not fit; a loss that is not finite.
+    """
+    config, about = config or LearnConfig(), about or {}
+    _check(config)
+    check_editor(pipe)
+    pairs.validate()
+    accelerator = Accelerator(cpu=pipe.unet.device.type == "cpu", device_placement=False, mixed_precision="no")
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(f"batch size {config.batch_size} cannot be shared by {accelerator.num_processes} processes")
+    found = initial_text(pipe, pairs, init, clip, bank, phrase_options or PhraseOptions())
+    direction = _visii_direction(pairs, clip) if config.method == "visii" else None
+    space = initial_space(
+        pipe, config.space, found.text, config.tokens, config.partitions, config.method == "visii"
+    ).to(pipe.unet.device)
+    folder = None
+    if run is not None:
+        named = init if isinstance(init, str) else "result" if init else "none"
+        record = LearnRecord(**asdict(config), base=str(about.get("base_model", "")), pairs=pairs.ids, init=named)
+        if accelerator.is_main_process:
+            RunFolder.create(run, record, resume)
+        accelerator.wait_for_everyone()
+        folder = RunFolder(run)
+    inversion = _Inversion(pipe, encode_pairs(pipe, pairs.before, pairs.after, config.flip), space, config, direction)
+    loss = inversion.finish(accelerator, folder, callback)
+    train: dict[str, float | int | str] = {
+        "method": config.method,
+        "steps": config.steps,
+        "learning_rate": config.learning_rate,
+        "pairs": len(pairs),
+        "seed": config.seed,
+        "final_loss": loss,
+    }
+    learnt = inversion.space.instruction(
+        pipe,
+        **about,
+        init_text=found.text,
+        phrases_before=tuple(word for word, _ in found.before),
+        phrases_after=tuple(word for word, _ in found.after),
+        train=train,
+    )
+    if folder is not None and accelerator.is_main_process and not folder.is_finished:
+        folder.finish({**train, "init_text": found.text})
+    return learnt
+
+
+def initial_text(
+    pipe: Pipeline,
+    pairs: PairSet,
+    init: str | InitResult | None,
+    clip: ClipFeatures | None,
+    bank: tuple[str, ...] | None,
+    options: PhraseOptions,
+) -> InitResult:
+    """The instruction that optimisation starts from; see `learn_instruction`.
+
+    Raises:
+        UserError: phrases are wanted and there is no CLIP.
+    """
+    if isinstance(init, InitResult):
+        return init
+    if init in (None, "none", ""):
+        return InitResult((), (), "")
+    if init not in ("phrases", "caption"):
+        return InitResult((), (), str(init).removeprefix("text:"))
+    if clip is None:
+        raise UserError(f"--init {init}: needs a CLIP; give --clip, or start from none or from an instruction")
+    if init == "caption":
+        options = replace(options, side="after")
+    return extract_phrases(pairs.before, pairs.after, clip, bank, options, pipe.tokenizer)
+
+
+def _check(config: LearnConfig) -> None:
+    if min(config.steps, config.batch_size, config.log_every, config.save_every) < 1:
+        raise UserError("steps, batch size, log_every and save_every must be at least 1")
+    if config.learning_rate <= 0:
+        raise UserError(f"learning rate {config.learning_rate}: must be positive")
+    if config.strict_visii and config.method != "visii":
+        raise UserError("strict_visii is for the method visii")
+
+
+def _visii_direction(pairs: PairSet, clip: ClipFeatures | None) -> tuple[Tensor, Tensor]:
+    if clip is None:
+        raise UserError("the method visii needs a CLIP: give --clip")
+    direction = edit_direction(clip.images(pairs.before), clip.images(pairs.after))
+    weight = clip.model.text_projection.weight.detach().float()
+    return direction.to(weight.device), weight
+
+
+@contextlib.contextmanager
+def training_attention(unet: nn.Module, device: torch.device) -> Generator[None]:
+    """On CPUs, plain products in the attention: the fused kernel's backward pass is several times slower there."""
+    changed = []
+    if device.type == "cpu":
+        for module in unet.modules():
+            if type(getattr(module, "processor", None)) is AttnProcessor2_0:
+                changed.append((module, module.processor))
+                module.set_processor(AttnProcessor())  # ty: ignore[call-non-callable]  # an Attention
+    try:
+        yield
+    finally:
+        for module, processor in changed:
+            module.set_processor(processor)  # ty: ignore[call-non-callable]  # an Attention
+
+
+class _Inversion:
+    """One optimisation: what its steps share."""
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        latents: LatentPairs,
+        space: Any,
+        config: LearnConfig,
+        direction: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self.pipe, self.latents, self.config = pipe, latents, config
+        self.device = pipe.unet.device
+        self.space = space
+        self.scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
+        decay = 1e-2 if config.strict_visii else 0.0
+        self.optimiser = torch.optim.AdamW(space.parameters(), config.learning_rate, weight_decay=decay)
+        self.bound = float(space.text().detach().abs().max())
+        null = encode_text(pipe, "") if config.guided else space.text().detach()
+        self.module = InversionStep(pipe.unet, space, null, config, direction)
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+
+    def finish(self, accelerator: Accelerator, folder: RunFolder | None, callback: Callback | None) -> float:
+        """Make the updates that are left; returns the mean loss of the last line of the log."""
+        config, unet = self.config, self.pipe.unet
+        unet.requires_grad_(False)
+        training = unet.training
+        start = self._restore(folder, accelerator.is_main_process)
+        module = accelerator.prepare(self.module)
+        share = config.batch_size // accelerator.num_processes
+        rows = range(share * accelerator.process_index, share * (accelerator.process_index + 1))
+        recent: list[float] = []
+        mean = float("nan")
+        if start == config.steps and folder is not None:
+            mean = next((line["loss"] for line in reversed(folder.lines()) if "loss" in line), mean)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(training_attention(unet, self.device))
+            if config.checkpointing:
+                unet.train().enable_gradient_checkpointing()
+                stack.callback(lambda: unet.train(training).disable_gradient_checkpointing())
+            if (injected := self.space.injected()) is not None:
+                state = InjectionState(*injected, self.scheduler.config.num_train_timesteps)
+                stack.enter_context(Attachment(unet, state, lambda: config.guided))
+            left = range(start, config.steps)
+            for step in track(left, "learning") if accelerator.is_main_process else left:
+                loss = module(draw_batch(self.latents, self.scheduler, config, step, rows, self.device))
+                value = self._update(accelerator, loss, step)
+                recent.append(value)
+                if callback is not None:
+                    callback(step + 1, value)
+                if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                    mean = sum(recent) / len(recent)
+                    recent.clear()
+                    if folder is not None and accelerator.is_main_process:
+                        folder.log(step=step + 1, loss=mean)
+                if folder is not None and accelerator.is_main_process:
+                    self._save(folder, step + 1)
+        if self.best is not None:
+            self.space.load_state_dict(self.best[1], strict=False)
+        return mean
+
+    def _update(self, accelerator: Accelerator, loss: Tensor, step: int) -> float:
+        config = self.config
+        set_rate(self.optimiser, config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup)))
+        self.optimiser.zero_grad()
+        accelerator.backward(loss)
+        parameters = list(self.space.parameters())
+        if not all_finite([loss.detach(), *(each.grad for each in parameters if each.grad is not None)]):
+            raise UserError(
+                f"step {step + 1}: the loss is not finite ({finite_norms(self.space)}); nothing was saved; "
+                "lower --learning-rate, or use --precision float32 (or bfloat16 weights instead of float16)"
+            )
+        if config.strict_visii:
+            nn.utils.clip_grad_value_(parameters, self.bound)
+            if self.best is None or loss.item() < self.best[0]:
+                self.best = (loss.item(), copy.deepcopy(self.space.state_dict()))
+        else:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimiser.step()
+        if accelerator.num_processes == 1:
+            return loss.item()
+        return float(accelerator.reduce(loss.detach(), "mean"))  # ty: ignore[invalid-argument-type]  # a tensor comes back for a tensor
+
+    def _save(self, folder: RunFolder, step: int) -> None:
+        if step % self.config.save_every == 0 or step == self.config.steps:
+            save_checkpoint(folder.checkpoints / "learn.safetensors", step, self.space.state_dict(), self.optimiser)
+
+    def _restore(self, folder: RunFolder | None, main: bool) -> int:
+        found = (
+            load_checkpoint(folder.checkpoints / "learn.safetensors", self.optimiser) if folder is not None else None
+        )
+        if found is None or folder is None:
+            return 0
+        step, tensors = found
+        self.space.load_state_dict(tensors)
+        if main:
+            folder.rewind(step)
+        return step
