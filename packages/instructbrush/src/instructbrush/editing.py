@@ -73,7 +73,7 @@ def edit_batch(
     noise = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device, dtype)
     with instruction.attach(pipe):
         edited = pipe(
-            image=(images * 2 - 1).to(device, dtype) if images.shape[1] == 3 else images,
+            image=images.to(device, dtype),
             prompt_embeds=text.to(device, dtype).expand(count, -1, -1),
             negative_prompt_embeds=null.to(device, dtype).expand(count, -1, -1),
             guidance_scale=guidance,

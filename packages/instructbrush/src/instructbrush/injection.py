@@ -73,7 +73,7 @@ class InjectionState:
         chosen = learned[self.parts : self.parts + 1] if isinstance(self.parts, int) else learned[self.parts]
         return chosen.to(projected.device)
 
-    def begin(self, batch: int, timestep: float | Tensor, guided: bool, device: torch.device) -> None:
+    def begin(self, batch: int, timestep: float | int | Tensor, guided: bool, device: torch.device) -> None:
         """Set rows and partition for a pass.
 
         Raises:

@@ -10,7 +10,7 @@ from tenfold.errors import UserError
 
 
 def partition_index(
-    t: float | Shaped[Tensor, "..."],
+    t: float | int | Shaped[Tensor, "..."],
     T: int,
     J: int,  # the paper's symbols
 ) -> int | Shaped[Tensor, "..."]:
