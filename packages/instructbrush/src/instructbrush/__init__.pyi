@@ -24,6 +24,7 @@ from .partition import partition_index as partition_index
 from .phrases import PhraseOptions as PhraseOptions
 from .phrases import extract_phrases as extract_phrases
 from .phrases import read_bank as read_bank
+from .recipes import learning_preset as learning_preset
 from .rivals import learn_method as learn_method
 from .scores import Scorer as Scorer
 from .scores import clip_direction as clip_direction

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.instruction import Pipeline, check_editor
@@ -13,7 +15,7 @@ from instructbrush.tiny.storage import is_tiny, load_tiny, shipped_model
 from tenfold.errors import UserError
 from tenfold.runs import pick_device
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Weights = Literal["float32", "bfloat16", "float16"]
 Offload = Literal["none", "model", "sequential"]
 CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
 
@@ -24,14 +26,14 @@ class BaseOptions:
 
     Attributes:
         base: tiny (embedded), a folder, or a Hub name such as timbrooks/instruct-pix2pix.
-        precision: of the weights.
+        weights: number format of the weights: float32, bfloat16 or float16.
         slicing: Compute attention in slices: slower, less memory.
         offload: Keep the weights in the main memory: none, model (whole parts move to the GPU in turn) or sequential (layer by layer).
         clip: CLIP for the initialisation and the metrics; by default the embedded one for the embedded editor, ViT-L/14 for others.
     """
 
     base: str = "tiny"
-    precision: Precision = "float32"
+    weights: Weights = "float32"
     slicing: bool = False
     offload: Offload = "none"
     clip: str | None = None
@@ -78,6 +80,14 @@ class Editor:
         return self._clip
 
 
+def quiet_libraries() -> None:
+    """Keep transformers and diffusers from printing bars and advice: for command lines."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
 def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Editor:
     """Load an editor.
 
@@ -86,7 +96,7 @@ def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Edi
     """
     options = options or BaseOptions()
     where = pick_device(device)
-    dtype = getattr(torch, options.precision)
+    dtype = getattr(torch, options.weights)
     folder = shipped_model() if options.base == "tiny" else Path(options.base)
     if folder.name != "model" and (folder / "model" / "unet").is_dir():
         folder = folder / "model"
@@ -123,7 +133,7 @@ def _from_diffusers(base: str, dtype: torch.dtype) -> Pipeline:
 
 def _place(pipe: Pipeline, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> None:
     if options.offload == "none":
-        pipe.to(device, dtype)
+        pipe.to(device, dtype) if pipe.unet.dtype != dtype else pipe.to(device)
     elif device.type == "cpu":
         raise UserError(f"--offload {options.offload}: needs a GPU to move weights to; use none on the CPU")
     elif options.offload == "model":

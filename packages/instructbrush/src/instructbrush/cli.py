@@ -59,14 +59,14 @@ class LearnOptions:
         preset: Where unset options come from: tiny, small (for the embedded editor) or paper (for Stable Diffusion editors).
         config: A TOML file whose values go before the preset's.
         device: auto, cpu, cuda, cuda:1, mps.
-        run: Folder for log and checkpoints, so that an interrupted run can be continued.
-        resume: Continue the run in --run if it was interrupted.
+        run_folder: Folder for log and checkpoints, so that an interrupted run can be continued.
+        resume: Continue the run in --run-folder if it was interrupted.
     """
 
     preset: str = "small"
     config: Path | None = None
     device: str = "auto"
-    run: Path | None = None
+    run_folder: Path | None = None
     resume: bool = False
 
 
@@ -109,6 +109,7 @@ def learn(
         dry_run: Show the pairs and the initial instruction, learn nothing.
     """
     import torch
+    from accelerate import PartialState
 
     from instructbrush.instruction import Instruction
     from instructbrush.learning import initial_text, learn_instruction
@@ -117,13 +118,15 @@ def learn(
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: an instruction is a .safetensors file")
-    if options.resume and options.run is None:
-        raise UserError("--resume: name the run to continue with --run")
+    if options.resume and options.run_folder is None:
+        raise UserError("--resume: name the run to continue with --run-folder")
     _writable(out)
-    if base.base != "tiny" and options.preset == "small" and options.config is None and recipe.learning_rate > 0.01:
-        raise UserError(f"--base {base.base}: the preset small is for the embedded editor; add --preset paper")
     files = named_pairs(pictures)
     editor = _editor(base, options.device)
+    if not editor.embedded and options.preset != "paper" and options.config is None and recipe.learning_rate > 0.01:
+        raise UserError(
+            f"--base {base.base}: the preset {options.preset} is for the embedded editor; add --preset paper"
+        )
     pairs = PairSet.from_files(files, size or editor.size, fit)
     phrases = read_bank(bank, tiny=editor.embedded)
     clip = editor.clip if init in ("phrases", "caption") or recipe.method == "visii" else None
@@ -142,9 +145,11 @@ def learn(
         phrases,
         phrase_options=words,
         about=editor.about | {"edit": edit, "licence": licence},
-        run=options.run,
+        run=options.run_folder,
         resume=options.resume,
     )
+    if not PartialState().is_main_process:
+        return
     learnt.save(out, torch.float32 if full else torch.float16)
     about = learnt.about
     print(f"initial instruction: {about.init_text!r}")
@@ -155,8 +160,9 @@ def learn(
 
 
 def _editor(base: BaseOptions, device: str):  # its type needs torch
-    from instructbrush.base import load_editor
+    from instructbrush.base import load_editor, quiet_libraries
 
+    quiet_libraries()
     return load_editor(base, device)
 
 
@@ -302,6 +308,7 @@ def phrases(
     words: Words = PhraseOptions(),  # noqa: B008  # frozen
     base: Base = BaseOptions(),  # noqa: B008  # frozen
     bank: Path | None = None,
+    preset: str = "small",  # noqa: ARG001  # read before parsing
     device: str = "auto",
 ) -> None:
     """Show which words an edit removes and adds, and the instruction they make.
@@ -309,6 +316,7 @@ def phrases(
     Args:
         pictures: Pairs, as for learn.
         bank: A text file of phrases to choose from, one a line.
+        preset: Where unset options come from: tiny, small or paper.
         device: auto, cpu, cuda, ...
     """
     from instructbrush.pairs import PairSet, named_pairs
@@ -543,10 +551,15 @@ def train(
     Args:
         photos: Folders of photographs; the embedded photographs by default.
     """
+    from accelerate import PartialState
+
+    from instructbrush.base import quiet_libraries
     from instructbrush.training import train as fit
 
+    quiet_libraries()
     losses = fit(photos, recipe, options.out, resume=options.resume, device=options.device)
-    print(f"clip {losses['clip']:.3f}, editor {losses['editor']:.4f} -> {options.out / 'model'}")
+    if PartialState().is_main_process:
+        print(f"clip {losses['clip']:.3f}, editor {losses['editor']:.4f} -> {options.out / 'model'}")
 
 
 @verb(app, "instructbrush demo --out instructbrush-demo")
@@ -557,8 +570,11 @@ def demo(*, out: Out = Path("instructbrush-demo"), seed: int = 0) -> None:
         out: Folder for pictures and instruction files.
         seed: Of pairs and learning.
     """
+    from instructbrush.base import quiet_libraries
     from instructbrush.demonstration import demo as showing
     from instructbrush.scores import table
+
+    quiet_libraries()
 
     print(f"{table(showing(out, seed))}\n-> {out / 'overview.png'} (rows: before, text, text-embed, kv, after)")
 

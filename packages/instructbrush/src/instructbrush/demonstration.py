@@ -1,7 +1,6 @@
 """The demo: two edits without a name are learnt from four pairs each and applied to pictures the model has not seen."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,12 +8,11 @@ import torch
 from instructbrush.base import load_editor
 from instructbrush.benchmarking import contact_sheet
 from instructbrush.editing import ApplyOptions
-from instructbrush.learning import LearnConfig
-from instructbrush.phrases import PhraseOptions, read_bank
+from instructbrush.phrases import read_bank
+from instructbrush.recipes import learning_preset
 from instructbrush.rivals import learn_method
 from instructbrush.scores import Scorer
 from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
-from tenfold.config import load_preset
 from tenfold.images import write_image
 
 SHOWN = ("comic", "heat", "pink")
@@ -29,7 +27,7 @@ def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
         seed: of the pairs and of learning.
     """
     editor = load_editor(device="cpu")
-    config = replace(load_preset("instructbrush", "small", LearnConfig, "learn"), seed=seed)
+    config, phrase_options = learning_preset("small", seed=seed)
     scorer, scores = Scorer(editor.clip), {name: [] for name in METHODS}
     options, words = ApplyOptions(seed=seed), read_bank(tiny=True)
     sheets = []
@@ -48,7 +46,7 @@ def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
                     config,
                     options,
                     bank=words,
-                    phrase_options=PhraseOptions(),
+                    phrase_options=phrase_options,
                 )
             edited = learnt.edit(test.before)
             scores[method].append(scorer.measure(test.before, edited, test.after))

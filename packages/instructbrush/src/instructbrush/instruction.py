@@ -71,7 +71,7 @@ class InstructionConfig:
     sampling_steps: int = 20
     edit: str = ""
     licence: str = ""
-    train: dict[str, float | int | str] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT
 
 

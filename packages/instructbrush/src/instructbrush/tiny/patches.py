@@ -3,6 +3,7 @@
 It stands in for a learned VAE in the embedded base model: fitted in seconds, and its error is only what the dropped components held.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         patch: int = 4,
         latent_channels: int = 24,
         scaling_factor: float = 1.0,  # noqa: ARG002  # kept in the configuration
-        block_out_channels: tuple[int, ...] = (1, 1, 1),
+        block_out_channels: Sequence[int] = (1, 1, 1),
     ) -> None:
         super().__init__()
         if 2 ** (len(block_out_channels) - 1) != patch:

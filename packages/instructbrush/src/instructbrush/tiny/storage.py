@@ -75,6 +75,9 @@ def load_tiny(folder: Path) -> tuple[TinyModel, CLIPImageProcessor]:
     Raises:
         UserError: a part is missing or damaged.
     """
+    for part in ("vae", "text_encoder", "tokenizer", "unet", "clip"):
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder}: not a whole model of this package ({part} is missing)")
     try:
         model = TinyModel(
             PatchAutoencoder.from_pretrained(folder / "vae"),

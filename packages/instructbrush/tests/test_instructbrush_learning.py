@@ -1,0 +1,176 @@
+"""Learning: what moves, that it is repeatable, resumable and shared by processes; the rivals in the same loop."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from instructbrush import Instruction, LearnConfig, PairSet, learn_instruction, learning_preset
+from instructbrush.clip_features import ClipFeatures
+from instructbrush.learning import step_order
+from instructbrush.phrases import read_bank
+from instructbrush.rivals import METHODS, recipe_of
+from instructbrush.tiny.models import clip_processor
+from tenfold.errors import UserError
+from tenfold.images import write_image
+from tenfold.runs import RunFolder
+
+QUICK = LearnConfig(
+    steps=6, batch_size=4, learning_rate=0.05, warmup=2, partitions=2, precision="float32", log_every=2, save_every=3
+)
+
+
+def same(first: Instruction, second: Instruction) -> bool:
+    pairs = [(first.keys, second.keys), (first.values, second.values)]
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
+
+
+@pytest.fixture
+def clip(tiny_model: Any) -> ClipFeatures:
+    return ClipFeatures(tiny_model.clip, clip_processor(32), tiny_model.tokenizer)
+
+
+def test_only_the_instruction_moves_and_the_editor_is_left_as_it_was(pipe: Any, pairs: PairSet) -> None:
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    before = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
+    processors = dict(pipe.unet.attn_processors)
+    learnt = learn_instruction(pipe, pairs, QUICK, "make it dark")
+    for part, weights in zip(parts, before, strict=True):
+        assert all(torch.equal(value, weights[name]) for name, value in part.state_dict().items())
+        assert all(parameter.grad is None for parameter in part.parameters())
+    assert all(pipe.unet.attn_processors[name] is each for name, each in processors.items())
+    start = Instruction.from_text(pipe, "make it dark", None, 2)
+    assert all(max(moved) > 0 for moved in learnt.distance_from(start).values())
+    assert learnt.about.init_text == "make it dark"
+    assert learnt.about.train["pairs"] == 4
+
+
+def test_one_seed_gives_one_result_and_another_gives_another(pipe: Any, pairs: PairSet) -> None:
+    first, second = (learn_instruction(pipe, pairs, QUICK, None) for _ in range(2))
+    assert same(first, second)
+    assert not same(first, learn_instruction(pipe, pairs, replace(QUICK, seed=1), None))
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(pipe: Any, pairs: PairSet, tmp_path: Path) -> None:
+    whole = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "whole")
+
+    def stop(step: int, _: float) -> None:
+        if step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", callback=stop)
+    with pytest.raises(UserError, match="already holds a run"):
+        learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut")
+    with pytest.raises(UserError, match="another configuration"):
+        learn_instruction(pipe, pairs, replace(QUICK, steps=7), None, run=tmp_path / "cut", resume=True)
+    resumed = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", resume=True)
+    assert same(whole, resumed)
+    logs = [[(line["step"], line["loss"]) for line in RunFolder(tmp_path / name).lines()] for name in ("whole", "cut")]
+    assert [step for step, _ in logs[0]] == [step for step, _ in logs[1]] == [2, 4, 6]
+    again = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", resume=True)
+    assert same(whole, again)
+
+
+def test_recomputed_activations_give_the_same_gradients(pipe: Any, pairs: PairSet) -> None:
+    plain = learn_instruction(pipe, pairs, replace(QUICK, steps=1), None)
+    lean = learn_instruction(pipe, pairs, replace(QUICK, steps=1, checkpointing=True), None)
+    for name in plain.keys:
+        assert torch.allclose(plain.keys[name], lean.keys[name], atol=1e-5)
+    assert not pipe.unet.training
+
+
+@pytest.mark.parametrize("method", [each for each in METHODS if each not in ("copy", "affine-color", "text")])
+def test_every_learnt_rival_ends_in_an_instruction(pipe: Any, pairs: PairSet, clip: ClipFeatures, method: str) -> None:
+    recipe, init = recipe_of(method, replace(QUICK, steps=2, partitions=1))
+    learnt = learn_instruction(pipe, pairs, recipe, init, clip, read_bank(tiny=True))
+    assert learnt.about.num_partitions == (5 if method == "kv-j5" else 1)
+    assert learnt.about.num_tokens == (4 if method == "kv-4" else 16)
+    text = Instruction.from_text(pipe, learnt.about.init_text, learnt.about.num_tokens, learnt.about.num_partitions)
+    assert any(max(moved) > 0 for moved in learnt.distance_from(text).values())
+
+
+def test_visii_moves_only_the_captions_own_tokens(pipe: Any, pairs: PairSet, clip: ClipFeatures) -> None:
+    learnt = learn_instruction(pipe, pairs, replace(QUICK, method="visii"), "red circle", clip)
+    start = Instruction.from_text(pipe, "red circle")
+    moved = (learnt.text_embedding - start.text_embedding).abs().amax(2)[0] > 0
+    assert moved.tolist() == [False, True, True] + [False] * 13
+
+
+def test_the_guided_loss_with_unit_scales_is_the_plain_one(pipe: Any, pairs: PairSet) -> None:
+    plain = learn_instruction(pipe, pairs, replace(QUICK, steps=2), None)
+    guided = replace(QUICK, steps=2, loss="guided", loss_guidance=1.0, loss_image_guidance=1.0)
+    other = learn_instruction(pipe, pairs, guided, None)
+    for name in plain.keys:
+        assert torch.allclose(plain.keys[name], other.keys[name], atol=1e-3)
+
+
+def test_mirrored_pairs_are_drawn_when_asked_for(pipe: Any, pairs: PairSet) -> None:
+    assert not same(
+        learn_instruction(pipe, pairs, QUICK, None), learn_instruction(pipe, pairs, replace(QUICK, flip=True), None)
+    )
+
+
+def test_each_pair_is_used_once_before_any_again() -> None:
+    drawn = [index for step in range(5) for index in step_order(4, 3, step, seed=7)]
+    assert [sorted(drawn[at : at + 4]) for at in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
+    assert len({tuple(drawn[at : at + 4]) for at in (0, 4, 8)}) > 1
+
+
+def test_the_paper_preset_is_the_specifications() -> None:
+    recipe, phrases = learning_preset("paper")
+    assert (recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.tokens, recipe.partitions) == (
+        1000,
+        4,
+        1e-3,
+        77,
+        5,
+    )
+    assert (phrases.top, phrases.eta, phrases.sensitivity) == (5, 0.15, "relative")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 17}, "must be 1 to 16"),
+        ({"tokens": 0}, "must be 1 to 16"),
+        ({"partitions": 0}, "must be 1 to 1000"),
+        ({"partitions": 1001}, "must be 1 to 1000"),
+        ({"steps": 0}, "at least 1"),
+        ({"learning_rate": -1.0}, "positive"),
+        ({"strict_visii": True}, "visii"),
+        ({"method": "textual-inversion", "tokens": 15}, "room for"),
+        ({"learning_rate": 1e37, "warmup": 0}, "not finite"),
+    ],
+)
+def test_impossible_recipes_are_refused(pipe: Any, pairs: PairSet, tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learn_instruction(pipe, pairs, replace(QUICK, **change), None, run=tmp_path / "run")
+    assert "finite" in message or not (tmp_path / "run").exists()
+
+
+def test_two_processes_learn_what_one_does(pairs: PairSet, model_folder: Path, tmp_path: Path) -> None:
+    for index in range(len(pairs)):
+        for member, images in enumerate((pairs.before, pairs.after)):
+            write_image(tmp_path / f"pairs/{index}_{member}.png", images[index].permute(1, 2, 0).numpy())
+    common = ["learn", "pairs", "--base", str(model_folder), "--preset", "tiny", "--precision", "float32", "--full"]
+    common = [*common, "--init", "none", "--steps", "3", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "instructbrush"]
+    for name, start in (("one", ["-m", "instructbrush"]), ("two", launch)):
+        command = [sys.executable, *start, *common, "-o", f"{name}.safetensors", "--run-folder", f"run-{name}"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (Instruction.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for name in one.keys:
+        assert torch.allclose(one.keys[name], two.keys[name], atol=2e-4)
+    assert len(RunFolder(tmp_path / "run-two").lines()) == len(RunFolder(tmp_path / "run-one").lines())
