@@ -215,8 +215,8 @@ def test_scales_out_of_range_are_refused(pipe: Any, options: dict, message: str)
 
 
 def test_half_a_guidance_is_said_to_be_off(pipe: Any) -> None:
+    options = ApplyOptions(steps=1, guidance=1.0, image_guidance=1.5)
     with pytest.warns(UserWarning, match="guidance is off"):
-        options = ApplyOptions(steps=1, guidance=1.0, image_guidance=1.5)
         apply_instruction(pipe, Instruction.from_text(pipe, "x"), [Image.new("RGB", (32, 32))], options)
 
 

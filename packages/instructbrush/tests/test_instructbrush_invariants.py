@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from instructbrush import (
     Attachment,
-    Instruction,
     InjectionState,
+    Instruction,
     clip_direction,
     combine_guidance,
     encode_pairs,
@@ -98,10 +98,15 @@ def test_the_network_is_left_as_it_was_also_after_an_error(pipe: Any, route: Any
     text = encode_text(pipe, TEXT)
     expected = run(pipe, text)
     instruction = moved(Instruction.from_text(pipe, TEXT))
-    with pytest.raises(ZeroDivisionError), instruction.attach(pipe, route):
-        assert list(pipe.unet.state_dict()) == list(weights)
-        assert not torch.equal(run(pipe, text), expected)
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with instruction.attach(pipe, route):
+            assert list(pipe.unet.state_dict()) == list(weights)
+            assert not torch.equal(run(pipe, text), expected)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert attachment_of(pipe.unet) is None
     assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())
     assert not pipe.unet._forward_pre_hooks
@@ -133,7 +138,7 @@ def test_both_routes_agree_and_the_hooks_go_beside_other_processors(pipe: Any) -
 
 
 class Bypassing(AttnProcessor):
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # ty: ignore[invalid-method-override]
+    def __call__(self, _attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # ty: ignore[invalid-method-override]
         return hidden_states
 
 

@@ -56,7 +56,7 @@ def test_one_seed_gives_one_result_and_another_gives_another(pipe: Any, pairs: P
     assert not same(first, learn_instruction(pipe, pairs, replace(QUICK, seed=1), None))
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -65,9 +65,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(pipe: Any, pairs: Pair
 
     def stop(step: int, _: float) -> None:
         if step == 5:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", callback=stop)
     with pytest.raises(UserError, match="already holds a run"):
         learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut")

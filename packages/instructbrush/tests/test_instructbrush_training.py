@@ -35,7 +35,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return dict(load_editor(BaseOptions(base=str(out)), "cpu").pipe.unet.state_dict())
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -45,11 +45,11 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, m
 
     def stop(bank: Any, step: int, *rest: Any) -> Any:
         if step == 3:
-            raise Stop
+            raise StopError
         return original(bank, step, *rest)
 
     monkeypatch.setattr(module, "draw_examples", stop)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train([], QUICK, tmp_path / "cut", device="cpu")
     monkeypatch.setattr(module, "draw_examples", original)
     assert train([], QUICK, tmp_path / "cut", resume=True, device="cpu") == losses

@@ -103,10 +103,10 @@ def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Edi
     if options.base == "tiny" or is_tiny(folder):
         model, processor = load_tiny(folder)
         pipe = model.pipeline()
-        clip = ClipFeatures(model.clip.to(where), processor, model.tokenizer, "the embedded CLIP")  # ty: ignore[invalid-argument-type]  # moved in place
-        editor = Editor(pipe, options.base, folder / "clip", model.clip.config.vision_config.image_size, clip)
+        clip = ClipFeatures(model.clip.to(where), processor, model.tokenizer, "the embedded CLIP")
+        editor = Editor(pipe, options.base, folder / "clip", clip.side, clip)
         if options.clip:
-            editor = Editor(pipe, options.base, options.clip, editor.size)
+            editor = Editor(pipe, options.base, options.clip, clip.side)
     else:
         pipe = _from_diffusers(options.base, dtype)
         size = pipe.unet.config.sample_size * pipe.vae_scale_factor

@@ -1,6 +1,8 @@
 """The command line: verbs parse, call and print. `instructbrush --help` lists them."""
 
+import contextlib
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -346,6 +348,19 @@ def show(instruction: Path) -> None:
     print(describe(_load(instruction)))
 
 
+@contextlib.contextmanager
+def _hub_errors(repository: str) -> Generator[None]:
+    """What the Hub refuses, as one line."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"{repository}: {str(error).splitlines()[0]}") from None
+
+
 @verb(app)
 def push(instruction: Path, repository: str, *, private: bool = False) -> None:
     """Upload an instruction to the Hub (log in with `hf auth login`).
@@ -355,7 +370,9 @@ def push(instruction: Path, repository: str, *, private: bool = False) -> None:
         repository: Such as name/edit.
         private: Only for you.
     """
-    print(_load(instruction).push_to_hub(repository, private=private))
+    learnt = _load(instruction)
+    with _hub_errors(repository):
+        print(learnt.push_to_hub(repository, private=private))
 
 
 @verb(app)
@@ -369,7 +386,9 @@ def pull(repository: str, *, out: Out = Path("edit.safetensors")) -> None:
     from instructbrush.instruction import Instruction
 
     _writable(out)
-    Instruction.from_pretrained(repository).save(out)
+    with _hub_errors(repository):
+        fetched = Instruction.from_pretrained(repository)
+    fetched.save(out)
     print(f"{repository} -> {out}")
 
 

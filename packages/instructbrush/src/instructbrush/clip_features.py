@@ -55,10 +55,16 @@ class ClipFeatures:
         except (OSError, ValueError) as error:
             raise UserError(f"--clip {source}: no CLIP model ({str(error).splitlines()[0]})") from None
 
+    @property
+    def side(self) -> int:
+        """Of the pictures that it takes."""
+        config: Any = self.model.config
+        return config.vision_config.image_size
+
     @torch.no_grad()
     def images(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Features of pictures in [0, 1], not normalised."""
-        side = self.model.config.vision_config.image_size
+        side = self.side
         height, width = pictures.shape[-2:]
         factor = side / min(height, width)
         size = (max(side, round(height * factor)), max(side, round(width * factor)))

@@ -15,8 +15,9 @@ from instructbrush.scores import Scorer
 from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
 from tenfold.images import write_image
 
-SHOWN = ("comic", "heat", "pink")
+SHOWN = ("heat", "pink")
 METHODS = ("copy", "text", "text-embed", "kv")
+STEPS = 80
 
 
 def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -27,9 +28,9 @@ def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
         seed: of the pairs and of learning.
     """
     editor = load_editor(device="cpu")
-    config, phrase_options = learning_preset("small", seed=seed)
+    config, phrase_options = learning_preset("small", seed=seed, steps=STEPS)
     scorer, scores = Scorer(editor.clip), {name: [] for name in METHODS}
-    options, words = ApplyOptions(seed=seed), read_bank(tiny=True)
+    options, words = ApplyOptions(seed=seed, batch_size=6), read_bank(tiny=True)
     sheets = []
     for name in SHOWN:
         train = draw_pairs(name, 4, bank(LEARNT, editor.size), 2 * seed)

@@ -85,7 +85,7 @@ class InjectionState:
             raise RuntimeError(f"guidance is on and the batch has {batch} rows: not three equal groups")
         self.rows = torch.arange(batch, device=device) < batch // 3 if guided else None
         if isinstance(timestep, Tensor) and timestep.numel() > 1:
-            self.parts = partition_index(timestep.to(device), self.total, count)  # ty: ignore[invalid-assignment]
+            self.parts = partition_index(timestep.to(device), self.total, count)
         else:
             self.parts = int(partition_index(float(timestep), self.total, count))
 
@@ -104,7 +104,7 @@ class InjectedProcessor:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -131,14 +131,13 @@ class InjectedProcessor:
         key = key if attn.norm_k is None else attn.norm_k(key)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
-        assert attn.to_out is not None
         out = attn.to_out[1](attn.to_out[0](out))
         if len(shape) == 4:
             out = out.transpose(1, 2).reshape(shape)
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
 
-def _attended_text(attn: Attention, hidden_states: Tensor, text: Tensor | None) -> Tensor:
+def _attended_text(attn: Any, hidden_states: Tensor, text: Tensor | None) -> Tensor:
     if text is None:
         return hidden_states
     return attn.norm_encoder_hidden_states(text) if attn.norm_cross else text
@@ -148,7 +147,7 @@ def _split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b {hea
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
+def cross_attention_layers(unet: nn.Module) -> dict[str, Any]:
     """The cross-attention modules of a UNet by name.
 
     Raises:
@@ -167,7 +166,7 @@ def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
     return found
 
 
-def project_text(attn: Attention, text: Float[Tensor, "1 l c"]) -> tuple[Float[Tensor, "l d"], Float[Tensor, "l d"]]:
+def project_text(attn: Any, text: Float[Tensor, "1 l c"]) -> tuple[Float[Tensor, "l d"], Float[Tensor, "l d"]]:
     """Keys and values that a layer makes of a text."""
     text = text.to(attn.to_k.weight.device, attn.to_k.weight.dtype)
     text = attn.norm_encoder_hidden_states(text) if attn.norm_cross else text
@@ -205,7 +204,7 @@ class Attachment:
         if route == "processor" or (route == "auto" and stock):
             for name, attn in layers.items():
                 self._processors[name] = attn.processor
-                attn.set_processor(InjectedProcessor(name, state))  # ty: ignore[invalid-argument-type]  # ours is none of diffusers' own
+                attn.set_processor(InjectedProcessor(name, state))
         else:
             for name, attn in layers.items():
                 self._handles.append(attn.to_k.register_forward_hook(_hook(state.key, name)))
@@ -228,9 +227,9 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        layers = dict(self.unet.named_modules())
+        layers: dict[str, Any] = dict(self.unet.named_modules())
         for name, processor in self._processors.items():
-            layers[name].set_processor(processor)  # ty: ignore[call-non-callable]  # an Attention
+            layers[name].set_processor(processor)
         self._processors.clear()
         _attached.pop(self.unet, None)
 

@@ -1,6 +1,7 @@
 """The instruction: learned keys and values of every cross-attention layer, and the small file that holds them."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -300,12 +301,12 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
             pairs = ((self.keys[name], reference.keys[name]), (self.values[name], reference.values[name]))
             moved = sum((a.float() - b.float()).square().sum((1, 2)) for a, b in pairs)
             size = sum(b.float().square().sum((1, 2)) for _, b in pairs)
-            out[name] = (moved / torch.as_tensor(size).clamp(min=1e-12)).sqrt().tolist()  # ty: ignore[unresolved-attribute]  # tensors
+            out[name] = (moved / torch.as_tensor(size).clamp(min=1e-12)).sqrt().tolist()
         return out
 
     # ------------------------------------------------------------------------------------------------------------- files
 
-    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
         """Write one safetensors file.
 
         Args:
@@ -327,7 +328,7 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
             save_file(stored, temporary, metadata={"instructbrush": json.dumps(asdict(self.about)), "format": "pt"})
 
     @classmethod
-    def load(cls, path: Path) -> "Instruction":
+    def load(cls, path: str | os.PathLike[str]) -> "Instruction":
         """Read what `save` wrote.
 
         Raises:

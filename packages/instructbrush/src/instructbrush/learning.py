@@ -136,12 +136,16 @@ class InversionStep(nn.Module):
         super().__init__()
         self.space = space
         self.config = config
-        self._frozen = (unet, null, direction)  # in a tuple, so that the weights are not this module's
+        self._frozen: tuple[Any, Tensor, tuple[Tensor, Tensor] | None] = (
+            unet,
+            null,
+            direction,
+        )  # in a tuple, so that the weights are not this module's
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         """The loss of a batch."""
         unet, null, direction = self._frozen
-        dtype = unet.dtype  # ty: ignore[unresolved-attribute]  # a diffusers model
+        dtype = unet.dtype
         text = self.space.text()
         rows = len(batch.noisy)
         texts, noisy, source, times = text.expand(rows, -1, -1), batch.noisy, batch.source, batch.timesteps
@@ -327,17 +331,18 @@ def _visii_direction(pairs: PairSet, clip: ClipFeatures | None) -> tuple[Tensor,
 @contextlib.contextmanager
 def training_attention(unet: nn.Module, device: torch.device) -> Generator[None]:
     """On CPUs, plain products in the attention: the fused kernel's backward pass is several times slower there."""
-    changed = []
+    changed: list[tuple[Any, Any]] = []
     if device.type == "cpu":
-        for module in unet.modules():
+        modules: list[Any] = list(unet.modules())
+        for module in modules:
             if type(getattr(module, "processor", None)) is AttnProcessor2_0:
                 changed.append((module, module.processor))
-                module.set_processor(AttnProcessor())  # ty: ignore[call-non-callable]  # an Attention
+                module.set_processor(AttnProcessor())
     try:
         yield
     finally:
         for module, processor in changed:
-            module.set_processor(processor)  # ty: ignore[call-non-callable]  # an Attention
+            module.set_processor(processor)
 
 
 class _Inversion:
@@ -421,7 +426,7 @@ class _Inversion:
         self.optimiser.step()
         if accelerator.num_processes == 1:
             return loss.item()
-        return float(accelerator.reduce(loss.detach(), "mean"))  # ty: ignore[invalid-argument-type]  # a tensor comes back for a tensor
+        return float(accelerator.reduce(loss.detach(), "mean"))
 
     def _save(self, folder: RunFolder, step: int) -> None:
         if step % self.config.save_every == 0 or step == self.config.steps:

@@ -1,5 +1,6 @@
 """Before/after pictures: reading them, pairing them, making them square, refusing what cannot be learnt from."""
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class PairSet:
         return cls(tuple(ids), torch.stack(befores), torch.stack(afters))
 
     @classmethod
-    def from_folder(cls, path: Path, size: int = 512, fit: Fit = "crop", split: str | None = None) -> "PairSet":
+    def from_folder(cls, path: str | os.PathLike[str], size: int = 512, fit: Fit = "crop", split: str | None = None) -> "PairSet":
         """Read a folder of pairs: `NAME_0.png` and `NAME_1.png`, or `before/` and `after/`.
 
         Args:

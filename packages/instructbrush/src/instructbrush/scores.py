@@ -114,7 +114,7 @@ class Scorer:
             train: the pairs learnt from, for the transfer direction.
             captions: what the picture shows before and after, for the text direction.
         """
-        edited = (edited * 255).round() / 255
+        source, edited, truth = ((each * 255).round() / 255 for each in (source, edited, truth))
         region = region_psnr(edited, truth, source)
         scores = {
             "psnr": float(psnr(edited, truth).mean()),

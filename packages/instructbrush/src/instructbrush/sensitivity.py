@@ -113,8 +113,8 @@ def initial_instruction(
         eta: what a sensitivity must exceed.
         mode: of the sensitivity.
     """
-    seen: set[str] = set()
-    kept = [index for index, word in enumerate(words) if not (word.lower() in seen or seen.add(word.lower()))]
+    first = {word.lower(): index for index, word in reversed(list(enumerate(words)))}
+    kept = sorted(first.values())
     removed, added = phrase_sensitivity(before, after, phrases[torch.tensor(kept)], mode)
     sides = [
         tuple((words[kept[each]], float(values[each])) for each in pick_phrases(values, r, eta))

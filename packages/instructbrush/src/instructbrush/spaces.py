@@ -46,7 +46,7 @@ class KeyValueSpace(nn.Module):
 
     def text(self) -> Float[Tensor, "1 l c"]:
         """The initial text, constant."""
-        return self.embedding  # ty: ignore[invalid-return-type]  # the buffer
+        return self.embedding  # ty: ignore[invalid-explicit-return]  # the buffer
 
     def injected(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The parameters by layer."""

@@ -215,7 +215,7 @@ class _EditorRun:
             loss = self.module(batch)
             self._update(loss, step)
             mean = loss.detach() if count == 1 else self.accelerator.reduce(loss.detach(), "mean")
-            recent.append(float(mean))  # ty: ignore[invalid-argument-type]  # a tensor comes back for a tensor
+            recent.append(float(mean))
             self._after(step + 1, recent)
         lines = [line["editor"] for line in self.folder.lines() if "editor" in line]
         return lines[-1] if lines else float("nan")

@@ -89,8 +89,8 @@ def editor_batch(
     draws = generator(seed, "noise", step)
     timesteps = stratified_timesteps(batch, scheduler.config.num_train_timesteps, draws)[list(rows)]
     fate = torch.rand(batch, generator=draws)[list(rows)]
-    clean = vae.encode(torch.stack([each.after for each in examples]) * 2 - 1).latent_dist.mode()
-    source = vae.encode(torch.stack([each.before for each in examples]) * 2 - 1).latent_dist.mode()
+    clean = vae.latents(torch.stack([each.after for each in examples]) * 2 - 1)
+    source = vae.latents(torch.stack([each.before for each in examples]) * 2 - 1)
     noise = torch.randn((batch, *clean.shape[1:]), generator=draws)[list(rows)]
     silent, blind = (
         (fate < DROPPED) | (fate > 1 - DROPPED),

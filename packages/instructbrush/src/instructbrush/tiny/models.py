@@ -71,14 +71,15 @@ def clip_processor(side: int) -> CLIPImageProcessor:
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """The text encoder of a CLIP as a model of its own, as Stable Diffusion uses it."""
-    tower = CLIPTextModel(clip.config.text_config)
+    config: Any = clip.config
+    tower = CLIPTextModel(config.text_config)
     wanted = tower.state_dict()
     own = clip.text_model.state_dict()
     tower.load_state_dict({name: own[name.removeprefix("text_model.")] for name in wanted})
     return tower
 
 
-def build_unet(sizes: Sizes) -> UNet2DConditionModel:
+def build_unet(sizes: Sizes) -> Any:
     """An instruction-following UNet with random weights: noisy latents beside the source's, cross-attention at every level."""
     return UNet2DConditionModel(
         sample_size=sizes.side // 4,
@@ -94,7 +95,7 @@ def build_unet(sizes: Sizes) -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_scheduler() -> Any:
     """Cosine schedule of 1,000 steps; the network predicts the clean latents."""
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -106,16 +107,14 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def assemble(
-    vae: PatchAutoencoder, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> Any:
+def assemble(vae: PatchAutoencoder, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: Any) -> Any:
     """The pipeline that diffusers has for InstructPix2Pix, made of these parts."""
-    pipe = StableDiffusionInstructPix2PixPipeline(
+    pipe: Any = StableDiffusionInstructPix2PixPipeline(
         vae=vae,  # ty: ignore[invalid-argument-type]  # has AutoencoderKL's interface
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=build_scheduler(),  # ty: ignore[invalid-argument-type]  # any scheduler
+        scheduler=build_scheduler(),
         safety_checker=None,  # ty: ignore[invalid-argument-type]  # optional
         feature_extractor=None,  # ty: ignore[invalid-argument-type]  # optional
         requires_safety_checker=False,

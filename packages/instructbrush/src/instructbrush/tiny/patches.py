@@ -67,11 +67,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.basis = nn.Parameter(torch.eye(latent_channels, numbers), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(latent_channels), requires_grad=False)
 
-    def encode(self, x: Float[Tensor, "b 3 h w"], return_dict: bool = True) -> Encoded | tuple[Deterministic]:
+    def latents(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _ _"]:
         """Latents of pictures in [-1, 1] whose sides are multiples of the patch."""
         patches = F.pixel_unshuffle(x, self.patch) - self.mean[:, None, None]
-        latent = torch.einsum("kn,bnhw->bkhw", self.basis, patches) / self.scale[:, None, None]
-        found = Deterministic(latent)
+        return torch.einsum("kn,bnhw->bkhw", self.basis, patches) / self.scale[:, None, None]
+
+    def encode(self, x: Float[Tensor, "b 3 h w"], return_dict: bool = True) -> Encoded | tuple[Deterministic]:
+        """The latents as AutoencoderKL hands them out."""
+        found = Deterministic(self.latents(x))
         return Encoded(found) if return_dict else (found,)
 
     def decode(self, z: Float[Tensor, "b c h w"], return_dict: bool = True, generator: object = None) -> tuple[Tensor]:  # noqa: ARG002  # AutoencoderKL's

@@ -24,15 +24,21 @@ class TinyModel:
         vae: patch autoencoder.
         text_encoder: text tower of `clip`.
         tokenizer: of the small vocabulary.
-        unet: the editor.
+        unet: the editor, a `UNet2DConditionModel`.
         clip: for the initialisation and the metrics.
     """
 
     vae: PatchAutoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
+    unet: Any
     clip: CLIPModel
+
+    @property
+    def side(self) -> int:
+        """Of its pictures."""
+        config: Any = self.clip.config
+        return config.vision_config.image_size
 
     def pipeline(self) -> Any:
         """The editing pipeline."""
@@ -64,7 +70,7 @@ def save_tiny(folder: Path, model: TinyModel) -> None:
     model.vae.save_pretrained(temporary / "vae")
     model.tokenizer.save_pretrained(temporary / "tokenizer")
     model.pipeline().scheduler.save_pretrained(temporary / "scheduler")
-    clip_processor(model.clip.config.vision_config.image_size).save_pretrained(temporary / "clip")
+    clip_processor(model.side).save_pretrained(temporary / "clip")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
 

@@ -79,4 +79,4 @@ def build_tokenizer() -> CLIPTokenizer:
     entries = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     entries += dict.fromkeys(first + second for first, second in merges)
     vocabulary = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)  # ty: ignore[invalid-argument-type]  # pairs are what it takes
