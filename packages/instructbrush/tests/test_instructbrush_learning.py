@@ -9,12 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from instructbrush import Instruction, LearnConfig, PairSet, learn_instruction, learning_preset
+from instructbrush import (
+    ApplyOptions,
+    Instruction,
+    LearnConfig,
+    PairSet,
+    edit_batch,
+    learn_instruction,
+    learning_preset,
+    load_editor,
+)
 from instructbrush.clip_features import ClipFeatures
-from instructbrush.learning import step_order
+from instructbrush.latents import LatentPairs
+from instructbrush.learning import draw_batch, step_order
 from instructbrush.phrases import read_bank
 from instructbrush.rivals import METHODS, recipe_of
+from instructbrush.scores import region_psnr
+from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
 from instructbrush.tiny.models import clip_processor
 from tenfold.errors import UserError
 from tenfold.images import write_image
@@ -174,3 +187,54 @@ def test_two_processes_learn_what_one_does(pairs: PairSet, model_folder: Path, t
     for name in one.keys:
         assert torch.allclose(one.keys[name], two.keys[name], atol=2e-4)
     assert len(RunFolder(tmp_path / "run-two").lines()) == len(RunFolder(tmp_path / "run-one").lines())
+
+
+def test_on_the_embedded_editor_keys_and_values_fit_better_than_the_text_embedding() -> None:
+    editor = load_editor(device="cpu")
+    train, test = (
+        draw_pairs("heat", 4, bank(LEARNT, editor.size), 0),
+        draw_pairs("heat", 4, bank(TESTED, editor.size), 1),
+    )
+    recipe = replace(learning_preset("small")[0], steps=50, batch_size=4)
+    losses: dict[str, list[float]] = {"kv": [], "text-embed": []}
+    region = {}
+    for method in losses:
+        learnt = learn_instruction(
+            editor.pipe,
+            train,
+            replace(recipe, method=method),
+            None,
+            about=editor.about,
+            callback=lambda _, loss, method=method: losses[method].append(loss),
+        )
+        edited = edit_batch(editor.pipe, learnt, test.before, ApplyOptions())
+        region[method] = region_psnr(edited, test.after, test.before).mean()
+    start, end = (sum(part) / len(part) for part in (losses["kv"][:3], losses["kv"][-10:]))
+    assert end < 0.7 * start
+    assert end < 0.95 * sum(losses["text-embed"][-10:]) / 10
+    assert region["kv"] > region["text-embed"]
+    assert region["kv"] > region_psnr(test.before, test.after, test.before).mean() + 2
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_batch_pairs_sources_with_their_targets_at_times_over_the_whole_axis(strict: bool) -> None:
+    scheduler = DDPMScheduler(prediction_type="sample")
+    after = torch.arange(1.0, 6.0)[:, None, None, None].expand(5, 2, 64, 64)
+    latents = LatentPairs(-after, after)
+    config = LearnConfig(batch_size=10, method="visii" if strict else "kv", strict_visii=strict)
+    batch = draw_batch(latents, scheduler, config, 3, range(10), torch.device("cpu"))
+    assert torch.equal(batch.source, -batch.target)
+    signal = scheduler.alphas_cumprod[batch.timesteps].sqrt()[:, None, None, None]
+    noise = (batch.noisy - signal * batch.target) / (1 - signal.square()).sqrt()
+    assert torch.allclose(noise.mean((1, 2, 3)), torch.zeros(10), atol=0.1)
+    assert torch.allclose(noise.std((1, 2, 3)), torch.ones(10), atol=0.1)
+    values = batch.target[:, 0, 0, 0].tolist()
+    if strict:
+        assert values == [int(time) % 5 + 1 for time in batch.timesteps]
+        again = draw_batch(latents, scheduler, config, 103, range(10), torch.device("cpu"))
+        assert len({*batch.timesteps.tolist(), *again.timesteps.tolist()}) > 10
+    else:
+        assert sorted(values) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+        assert sorted((batch.timesteps // 100).tolist()) == list(range(10))
+    half = draw_batch(latents, scheduler, config, 3, range(5, 10), torch.device("cpu"))
+    assert torch.equal(half.noisy, batch.noisy[5:])

@@ -97,7 +97,9 @@ class PairSet:
         return cls(tuple(ids), torch.stack(befores), torch.stack(afters))
 
     @classmethod
-    def from_folder(cls, path: str | os.PathLike[str], size: int = 512, fit: Fit = "crop", split: str | None = None) -> "PairSet":
+    def from_folder(
+        cls, path: str | os.PathLike[str], size: int = 512, fit: Fit = "crop", split: str | None = None
+    ) -> "PairSet":
         """Read a folder of pairs: `NAME_0.png` and `NAME_1.png`, or `before/` and `after/`.
 
         Args:
