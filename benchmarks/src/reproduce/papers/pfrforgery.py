@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HOLDS, FAILS, UNCLEAR = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
 
-RIVALS = ("fedavg-ft", "fedper", "fedbn")
-"""Personalised methods other than the paper's; the specification found them to tie."""
+RIVALS = ("fedavg-ft", "fedper", "fedrep", "fedbn", "fedrod", "lg-fedavg", "ditto")
+"""Personalised methods other than the paper's; the specification found several to tie."""
 
 
 def recipe(seed: int, tier: str, **changes: object) -> "FederationConfig":
@@ -74,7 +74,7 @@ def measure_specific(seed: int, tier: str, place: Path) -> Measurement:
 
 def measure_rivals(seed: int, tier: str, _place: Path) -> Measurement:
     """The same faces: other personalised methods, and FedPR without one of its parts."""
-    arms = arms_of(seed, tier, (*RIVALS, "central", "fedpr"))
+    arms = arms_of(seed, tier, (*RIVALS, "fedprox", "central", "fedpr"))
     for name, changes in (("alpha 0", {"alpha": 0.0}), ("routing plain", {"routing": "plain", "alpha": 0.0})):
         arms[f"fedpr, {name}"] = measured(recipe(seed, tier, **changes))[""]
     return arms
