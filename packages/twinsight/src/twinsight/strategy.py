@@ -112,7 +112,7 @@ class TwinStrategy(FedAvg):
         # Answers arrive in any order, and sums of floats depend on it.
         good: list[Any] = sorted(
             (each.content for each in answers if not each.has_error()),
-            key=lambda content: content["metrics"]["client"],  # ty: ignore[invalid-argument-type]
+            key=lambda content: content["metrics"]["client"],
         )
         failed = len(answers) - len(good)
         if not good:
