@@ -109,6 +109,13 @@ def test_the_same_round_of_the_same_client_is_the_same_and_another_is_not() -> N
     assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
+@pytest.mark.parametrize("labelled", [0, 10])
+def test_a_last_batch_of_two_is_left_out_where_the_official_normalisation_would_divide_by_zero(labelled: int) -> None:
+    official = replace(CONFIG, normalisation="official")
+    for config, steps in ((official, 1), (replace(official, neighbourhood_weight=0.0), 2), (CONFIG, 2)):
+        assert local_round(build_model(config, 4), client(labelled, 10), config, 1, 0).steps == steps
+
+
 def test_the_losses_are_the_sums_that_they_say() -> None:
     torch.manual_seed(0)
     model = build_model(CONFIG, 4).train()
