@@ -20,7 +20,7 @@ from tadsr.tiling import pad_to_multiple, run_tiled
 from tenfold import UserError
 from tenfold.runs import autocast, has_fast_bf16
 
-SHIPPED = {"fidelity": ("teacher", 1), "perceptual": ("perceptual", 1), "teacher": ("teacher", 0)}
+SHIPPED = {"fidelity": ("fidelity", 1), "perceptual": ("perceptual", 1), "teacher": ("teacher", 0)}
 """Names of shipped models: the folder of the weights, and the network calls by default."""
 Sampler = Literal["auto", "one_step", "ddim", "ancestral"]
 Picture = Image.Image | np.ndarray | Tensor

@@ -124,7 +124,7 @@ def _claim(
 CLAIMS = (
     _claim(
         "fidelity-beats-bicubic",
-        Verdict.INCONCLUSIVE,
+        Verdict.HOLDS,
         "The fidelity model is at least 1 dB above bicubic.",
         "psnr_y",
         "fidelity",
@@ -142,9 +142,9 @@ CLAIMS = (
         "lower",
     ),
     _claim(
-        "perceptual-sharper-than-teacher-once",
+        "perceptual-sharper-than-fidelity",
         Verdict.HOLDS,
-        "Distillation pays: the student's patches are closer to the truth's than those of the teacher called once.",
+        "The perceptual student's patches are closer to the truth's than those of the regression to the ground truth.",
         "swd",
         "perceptual",
         "fidelity",
