@@ -128,6 +128,8 @@ def test_examples_in_the_help_run_as_printed(
             if verb == "demo" or arguments[:3] == ["simulate", "--out", "run"]:
                 continue  # run above
             assert call(*arguments) == 0, (line, capsys.readouterr().err)
+    # The preset reaches every verb that takes one.
+    assert 'encoder = "small"' in (workplace / "arms/twins-apart/config.toml").read_text()
 
 
 BAD = [
