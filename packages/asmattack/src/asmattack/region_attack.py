@@ -219,7 +219,7 @@ def perturbations(
     generator = torch.Generator().manual_seed(config.seed)
     delta = first_perturbation(x, mask, config, generator) if start is None else start * (mask > 0)
     delta = project(x, delta, mask, config.eps)
-    velocity = torch.zeros_like(x)
+    velocity, inside = torch.zeros_like(x), (mask > 0).to(x)
     kernel = gaussian_kernel(config.ti_length) if config.ti_length else None
     for _ in range(config.steps):
         delta = delta.detach().requires_grad_()
@@ -230,7 +230,7 @@ def perturbations(
         if kernel is not None:
             gradient = blur(gradient, kernel)
         # After the blur, which leaks across the mask's edge.
-        gradient = gradient * (mask > 0)
+        gradient = gradient * inside
         yield State(delta.detach(), values, ~gradient.flatten(1).any(1))
         if config.momentum > 0:
             gradient = velocity = accumulate(velocity, gradient, config.momentum)
@@ -256,18 +256,22 @@ def mean_gradient(
     loss: Loss, z: Tensor, delta: Tensor, config: AttackConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Loss per image and d/d delta of its sum, averaged over `config.eot` draws."""
-    total, values = torch.zeros_like(delta), torch.zeros(len(delta), dtype=delta.dtype, device=delta.device)
+    gradients, values = [], []
     for draw in range(config.eot):
         seen = diversify(z, config.di_probability, generator) if config.di_probability > 0 else z
         with torch.enable_grad(), autocast(z.device) if config.precision == "auto" else contextlib.nullcontext():
             each = loss(seen)
         (gradient,) = torch.autograd.grad(each.sum(), delta, retain_graph=draw + 1 < config.eot)
-        finite = gradient.isfinite().flatten(1).all(1) & each.isfinite()
-        if not bool(finite.all()):
-            raise UserError(f"loss or gradient of image {int((~finite).nonzero()[0, 0])} is not finite")
-        total += gradient
-        values += each.detach()
-    return values / config.eot, total / config.eot
+        # One number tells in nearly every case; which image it was is only looked for when it is not finite.
+        if not bool((gradient.sum() + each.sum()).isfinite()):
+            finite = gradient.isfinite().flatten(1).all(1) & each.isfinite()
+            if not bool(finite.all()):
+                raise UserError(f"loss or gradient of image {int((~finite).nonzero()[0, 0])} is not finite")
+        gradients.append(gradient)
+        values.append(each.detach())
+    if config.eot == 1:
+        return values[0], gradients[0]
+    return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
 
 
 def list_ends(states: Iterator[State]) -> tuple[State, State]:
