@@ -37,6 +37,7 @@ from asmattack.label_names import fake_index_of
 from asmattack.metrics import AttackSuccessRate, attack_rates
 from asmattack.objectives import objective_loss
 from asmattack.parsers import check_label_maps
+from asmattack.region_attack import perturbations
 from asmattack.surrogates import surrogate
 from tenfold import UserError
 from tenfold.images import write_image
@@ -372,3 +373,31 @@ def test_the_same_seed_gives_the_same_report_without_times() -> None:
         ]
     rows = [[replace(row, seconds=0.0) for row in report.rows] for report in reports]
     assert str(rows[0]) == str(rows[1])
+
+
+def test_the_velocity_decays_by_mu() -> None:
+    velocity, gradient = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    mean = gradient.abs().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(accumulate(velocity, gradient, 0.5), 0.5 * velocity + gradient / mean)
+
+
+def test_what_lies_outside_the_mask_reaches_neither_the_velocity_nor_the_warning() -> None:
+    """The projection alone would hide it: a gradient outside would still weigh one step against another."""
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :4] = 1
+    x, outside = torch.full((2, 3, 8, 8), 0.5), 1 - mask
+    weight = torch.randn(2, 3, 8, 8)
+    config = AttackConfig(steps=3, momentum=1.0, start="zero")
+    states = list(perturbations(lambda z: (z * outside).flatten(1).sum(1), x, mask, config))
+    assert states[0].zero_gradient is not None
+    assert states[0].zero_gradient.all()
+    runs = [
+        list(
+            perturbations(
+                lambda z, s=s: (z.square() * (mask * weight + s * outside)).flatten(1).sum(1), x, mask, config
+            )
+        )
+        for s in (0.0, 100.0)
+    ]
+    for one, two in zip(*runs, strict=True):
+        torch.testing.assert_close(one.delta, two.delta)
