@@ -67,11 +67,21 @@ def test_a_refused_start_leaves_no_run_and_nothing_else_is_touched(tmp_path: Pat
     (tmp_path / "there").mkdir()
     refuse(tmp_path / "there")
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    refuse(tmp_path / "deep" / "er" / "new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
     refuse(tmp_path / "begun", log=True)
     assert (tmp_path / "begun" / "metrics.jsonl").exists()
     RunFolder.create(tmp_path / "old", Recipe())
     refuse(tmp_path / "old", resume=True)
     assert (tmp_path / "old" / "config.toml").exists()
+
+
+def test_a_refusal_takes_nothing_from_a_folder_that_was_not_bare(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "for later").mkdir(parents=True)
+    (tmp_path / "mine" / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="holds no run"), refused_without_trace(tmp_path / "mine"):
+        RunFolder.create(tmp_path / "mine", Recipe())
+    assert {each.name for each in (tmp_path / "mine").iterdir()} == {"for later", "metrics.jsonl"}
 
 
 def test_lines_are_json_and_rewinding_forgets_what_came_after(tmp_path: Path) -> None:

@@ -212,21 +212,22 @@ def refused_without_trace(path: Path) -> Generator[None]:
     """Take back the run folder that a refused start has just made, if nothing but its configuration is in it.
 
     Args:
-        path: of the run; one that was there before is left as it was.
+        path: of the run. One that held anything before, were it only an empty folder, is left as it was.
 
     Raises:
         UserError, OSError: those of the block, passed on.
     """
-    was_there, held_run = path.exists(), (path / "config.toml").exists()
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    was_bare = path in made or (path.is_dir() and not any(path.iterdir()))
     try:
         yield
     except (UserError, OSError):
-        if path.is_dir() and not held_run:
-            _withdraw(path, keep_folder=was_there)
+        if was_bare and path.is_dir():
+            _withdraw(path, made)
         raise
 
 
-def _withdraw(path: Path, keep_folder: bool) -> None:
+def _withdraw(path: Path, made: list[Path]) -> None:
     files = [each for each in path.rglob("*") if not each.is_dir() or each.is_symlink()]
     log = path / "metrics.jsonl"
     if not set(files) <= {path / "config.toml", log} or (log.exists() and log.stat().st_size):
@@ -237,8 +238,8 @@ def _withdraw(path: Path, keep_folder: bool) -> None:
             each.unlink(missing_ok=True)
         for folder in sorted((each for each in path.rglob("*") if each.is_dir()), reverse=True):
             folder.rmdir()
-        if not keep_folder:
-            path.rmdir()
+        for folder in made:
+            folder.rmdir()
 
 
 def _check_same_config(recorded: Path, config: Any) -> None:
