@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tenfold import UserError
 from tenfold.cli import Parameter, Paper, RunOptions, create_app, run, verb
+from tenfold.runs import RunFolder
 
 app = create_app("sketch", "Draws.", Paper("On Drawing", ("Doe, Jane", "Roe, R."), "CVPR", 2025, "https://example.org"))
 
@@ -38,6 +39,9 @@ def draw(what: str, *, options: RunOptions, recipe: Recipe = Recipe()) -> int | 
     Args:
         what: The thing.
     """
+    if what == "refused":
+        RunFolder.create(options.out, recipe)
+        raise UserError("refused")
     if what == "mistake":
         raise UserError("mistake.png: is [red]not[/red] there;\\n choose another " + "x" * 100)
     if what == "missing":
@@ -104,6 +108,11 @@ def test_a_mistake_is_one_line_and_exit_code_two(place: Path, arguments: list[st
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert words in result.stderr
+
+
+def test_a_refused_verb_leaves_no_run_folder(place: Path) -> None:
+    assert sketch(place, "draw", "refused", "--out", "refused-run").returncode == 2
+    assert not (place / "refused-run").exists()
 
 
 def test_debug_shows_the_traceback_and_a_bug_always_does(place: Path) -> None:

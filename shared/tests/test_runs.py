@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from tenfold.errors import UserError
-from tenfold.runs import RunFolder, autocast, has_fast_bf16, pick_device, seed_everything, track
+from tenfold.runs import (
+    RunFolder,
+    autocast,
+    has_fast_bf16,
+    pick_device,
+    refused_without_trace,
+    seed_everything,
+    track,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,42 @@ def test_foreign_folders_and_files_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=word):
             RunFolder.create(tmp_path / name, Recipe())
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.tex"]
+
+
+def start_without_pictures(path: Path, resume: bool, log: bool) -> None:
+    with refused_without_trace(path):
+        run = RunFolder.create(path, Recipe(), resume)
+        run.rewind(0)
+        if log:
+            run.log(step=1, loss=1.0)
+        raise UserError("no pictures")
+
+
+def refuse(path: Path, resume: bool = False, log: bool = False) -> None:
+    with pytest.raises(UserError, match="no pictures"):
+        start_without_pictures(path, resume, log)
+
+
+def test_a_refused_start_leaves_no_run_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    refuse(tmp_path / "new")
+    (tmp_path / "there").mkdir()
+    refuse(tmp_path / "there")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    refuse(tmp_path / "deep" / "er" / "new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    refuse(tmp_path / "begun", log=True)
+    assert (tmp_path / "begun" / "metrics.jsonl").exists()
+    RunFolder.create(tmp_path / "old", Recipe())
+    refuse(tmp_path / "old", resume=True)
+    assert (tmp_path / "old" / "config.toml").exists()
+
+
+def test_a_refusal_takes_nothing_from_a_folder_that_was_not_bare(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "for later").mkdir(parents=True)
+    (tmp_path / "mine" / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="holds no run"), refused_without_trace(tmp_path / "mine"):
+        RunFolder.create(tmp_path / "mine", Recipe())
+    assert {each.name for each in (tmp_path / "mine").iterdir()} == {"for later", "metrics.jsonl"}
 
 
 def test_lines_are_json_and_rewinding_forgets_what_came_after(tmp_path: Path) -> None:

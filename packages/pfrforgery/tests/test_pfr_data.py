@@ -166,6 +166,15 @@ def test_a_partition_divides_whole_videos_without_overlap(tmp_path: Path, by: st
         read_partition(path)
 
 
+def test_a_fake_named_like_its_original_is_on_the_originals_side(tmp_path: Path) -> None:
+    """Otherwise a detector that has learnt by heart who is real is tested on the same faces with the other label."""
+    rows = scan(folders(tmp_path, clients=2, videos=20, frames=1))
+    side = {row.video: row.split for row in rows}
+    assert {"train", "test"} == set(side.values())
+    for video, split in side.items():
+        assert side[video.replace("/fake/", "/real/")] == split
+
+
 def test_one_clients_own_folder_serves_a_node(tmp_path: Path) -> None:
     root = folders(tmp_path, 1, videos=12) / "site0"
     data = client_data(request(data=str(root), image_size=8), 0)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
 
+from tadsr import converters
 from tadsr.cli import app
 from tadsr.networks import ResShiftUNet
 from tadsr.pipeline import TADSRPipeline
@@ -134,6 +136,20 @@ def broken(folder):
         "train-teacher photos --out run --preset huge",
         "train-teacher photos --out run --preset tiny --crop 30",
         "train-teacher photos --out run --preset tiny --crop 4000",
+        "train-teacher photos --out run --preset tiny --steps 0",
+        "train-teacher photos --out run --preset tiny --batch-size -1",
+        "train-teacher photos --out run --preset tiny --save-every 0",
+        "train-teacher photos --out run --preset tiny --ema 1",
+        "train-teacher photos --out run --preset tiny --learning-rate 0",
+        "train-teacher photos --out run --preset tiny --timesteps 1",
+        "train-teacher photos --out run --preset tiny --min-noise-level 2",
+        "train-teacher photos --out run --preset tiny --degradation faces",
+        "train-teacher photos --out run --preset tiny --network swin --crop 32",
+        "train-teacher photos --out cut.png --preset tiny",
+        "distill teacher photos --out run --preset tiny --lambda-adv -1",
+        "distill teacher photos --out run --preset tiny --logits 0",
+        "distill teacher photos --out run --preset tiny --degradation faces",
+        "distill empty photos --out run --preset tiny",
         "distill photos photos --out run",
         "distill teacher empty --out run --preset tiny",
         "eval missing",
@@ -144,7 +160,7 @@ def broken(folder):
         "degrade photos small --kind fog",
         "convert --unet missing.pth --vae missing.pth --out model",
         "convert --unet other.pth --vae other.pth --out model",
-        "convert --unet other.pth --vae other.pth --preset x8 --out model",
+        "convert --unet other.pth --vae other.pth --family x8 --out model",
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(place, command, monkeypatch, capsys):
@@ -184,6 +200,41 @@ def test_a_saved_pipeline_is_a_diffusers_pipeline(tmp_path):
     assert isinstance(again, DiffusionPipeline)
     low = torch.rand(1, 3, 8, 8)
     assert torch.equal(pipeline(low, output_type="pt").images, again(low, output_type="pt").images)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_public_checkpoints_convert_and_run(tmp_path, monkeypatch, capsys, teacher):
+    torch.manual_seed(0)
+    small = {"image_size": 8, "model_channels": 32, "channel_mult": (1, 1), "num_res_blocks": (1, 1)}
+    small |= {"swin_embed_dim": 32, "window_size": 4, "lq_size": 8}
+    monkeypatch.setitem(converters.FAMILIES, "realsrx4", small)
+    vae = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+    )
+    monkeypatch.setattr(converters, "vq_f4", lambda: VQModel.from_config(vae.config))
+    original = json.loads((Path(__file__).parent / "golden/keys_autoencoder_vq_f4.json").read_text())
+    state = {}
+    for key, entry in original.get("keys", original).items():
+        value = vae.state_dict()[converters.vq_key(key, 3)]
+        state[key] = value[:, :, None, None] if value.ndim == 2 and len(entry["shape"]) == 4 else value
+    torch.save(state, tmp_path / "vae.pth")
+    unet = {f"module.{key}": value for key, value in ResShiftUNet(**small).state_dict().items()}
+    torch.save({"state_dict": unet}, tmp_path / "unet.pth")
+    files = ["--unet", tmp_path / "unet.pth", "--vae", tmp_path / "vae.pth", "--family", "realsrx4"]
+    converted = tmp_path / "converted"
+    assert call("convert", *files, "--out", converted, *(["--teacher"] if teacher else [])) == 0
+    assert "non-commercial" in capsys.readouterr().out
+    write_image(tmp_path / "photo.png", np.random.default_rng(0).random((13, 20, 3)).astype(np.float32))
+    assert call("upscale", tmp_path / "photo.png", "--model", converted, "-o", tmp_path / "large.png") == 0
+    assert Image.open(tmp_path / "large.png").size == (80, 52)
+    assert TADSRPipeline.load(converted).config.steps == (0 if teacher else 1)
+    assert call("convert", *files, "--out", converted) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_a_window_network_pads_and_runs():

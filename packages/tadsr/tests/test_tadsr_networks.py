@@ -1,33 +1,22 @@
 """Networks: published names and sizes, taps, sizes that differ, autoencoders, converters."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.embeddings import get_timestep_embedding
 
 from tadsr.autoencoders import FaceVQModel, IdentityAutoencoder, PixelUnshuffleAutoencoder, vq_f4
 from tadsr.compact import CompactDenoiser
-from tadsr.converters import PRESETS, clean, read_checkpoint, unet_from_resshift, vq_from_resshift, vq_key
+from tadsr.converters import FAMILIES, clean, read_checkpoint, unet_from_resshift, vq_from_resshift, vq_key
 from tadsr.networks import ResShiftUNet
+from tadsr.swin import published_mask, shift_mask, to_windows
 from tenfold import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
-OPTIONS = [
-    "image_size",
-    "in_channels",
-    "model_channels",
-    "out_channels",
-    "channel_mult",
-    "num_res_blocks",
-    "num_head_channels",
-    "swin_depth",
-    "swin_embed_dim",
-    "window_size",
-    "mlp_ratio",
-    "lq_size",
-]
 
 
 def about(name):
@@ -35,15 +24,16 @@ def about(name):
 
 
 def configuration(name):
-    return {key: value for key, value in about(name)["config"].items() if key in OPTIONS}
+    options = inspect.signature(ResShiftUNet).parameters
+    return {key: value for key, value in about(name)["config"].items() if key in options}
 
 
 @pytest.mark.parametrize(
-    ("name", "preset"), [("keys_resshift_realsrx4", "realsrx4"), ("keys_resshift_faceir", "faceir")]
+    ("name", "family"), [("keys_resshift_realsrx4", "realsrx4"), ("keys_resshift_faceir", "faceir")]
 )
-def test_unet_has_the_published_keys(name, preset):
+def test_unet_has_the_published_keys(name, family):
     with torch.device("meta"):
-        unet = ResShiftUNet(**PRESETS[preset])
+        unet = ResShiftUNet(**FAMILIES[family])
     wanted = {
         key: shape
         for key, shape in about(name)["keys"].items()
@@ -98,10 +88,62 @@ def test_autoencoder_outputs(golden):
     vae = vq_from_resshift(state, tiny_vq())
     torch.testing.assert_close(vae.encode(arrays["x"]).latents, arrays["latent"], atol=1e-4, rtol=0)
     torch.testing.assert_close(vae.decode(arrays["latent"]).sample, arrays["decoded"], atol=1e-4, rtol=0)
+    decoded = []
+    hook = vae.post_quant_conv.register_forward_hook(lambda *a: decoded.append(a[1][0]))
+    vae.decode(vae.encode(arrays["x"]).latents)
+    hook.remove()
+    vectors = decoded[0].movedim(1, -1).reshape(-1, 3)
+    apart = (vectors[:, None] - vae.quantize.embedding.weight[None]).abs().amax(-1)
+    assert apart.amin(1).max() < 1e-5, "rows of the codebook only"
     plain = vae.decode(arrays["latent"], force_not_quantize=True).sample
     torch.testing.assert_close(plain, arrays["decoded_noquant"], atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="not weights of this network"):
         vq_from_resshift({key: value for key, value in state.items() if "mid" not in key}, tiny_vq())
+
+
+@torch.no_grad()
+def test_the_published_outputs_of_the_swin_unet(golden):
+    arrays = {key: torch.from_numpy(value) for key, value in golden("unet_tiny").items()}
+    unet = unet_from_resshift(
+        {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}, configuration("unet_tiny")
+    ).eval()
+    for kind in ("", "_rect"):
+        x, t, lq, wanted = (arrays[name + kind] for name in ("x", "t", "lq", "out"))
+        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=2e-5, rtol=0)
+        # The second call takes its masks from the cache.
+        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=2e-5, rtol=0)
+    for width in (32, 33):
+        have = get_timestep_embedding(arrays["temb_t"], width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        torch.testing.assert_close(have, arrays[f"temb{width}"], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_published_taps_of_the_swin_unet(golden, seeded_unet):
+    arrays = {key: torch.from_numpy(value) for key, value in golden("unet4_taps").items()}
+    inputs = arrays["x"], arrays["t"], arrays["lq"]
+    torch.testing.assert_close(seeded_unet(*inputs).sample, arrays["out"], atol=2e-5, rtol=0)
+    for index, tap in enumerate(seeded_unet(*inputs, return_features=True)):
+        assert list(tap.shape) == arrays[f"tap{index}_shape"].tolist()
+        torch.testing.assert_close(tap.mean((2, 3)), arrays[f"tap{index}_mean"], atol=2e-5, rtol=0)
+        torch.testing.assert_close(tap.flatten(2).std(2), arrays[f"tap{index}_std"], atol=2e-5, rtol=0)
+        if f"tap{index}" in arrays:
+            torch.testing.assert_close(tap, arrays[f"tap{index}"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("height", [4, 8, 12])
+@pytest.mark.parametrize("width", [4, 8])
+def test_masks_of_shifted_windows(height, width):
+    side, shift = 4, 2
+    usual, published = shift_mask(height, width, side, shift), published_mask(height, width, side, shift)
+    assert usual.shape == published.shape == (height * width // 16, 16, 16)
+    # Where the positions of a window came from, before the shift.
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = to_windows(torch.stack([y, x])[None].roll((-shift, -shift), (2, 3)).float(), side)
+    apart = (place[:, :, None] - place[:, None]).abs().amax(-1) >= side
+    torch.testing.assert_close(usual < 0, apart if min(height, width) > side else usual < 0)
+    rows = published.unflatten(0, (height // side, width // side))
+    assert rows[:-1].abs().max() == 0 if height > side else True
+    assert (rows[-1] == rows[-1, :1]).all()
 
 
 @pytest.fixture(scope="module")

@@ -51,11 +51,11 @@ def test_filter_and_jpeg(golden):
     torch.testing.assert_close(compressed, arrays["jpeg_out"], atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["bicubic", "train", "imagenet-test"])
+@pytest.mark.parametrize("kind", ["bicubic", "train", "imagenet-test", "faces"])
 def test_degradations_are_small_eight_bit_and_repeatable(kind):
     high = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
     low = degrade(high, kind, [(0, 1), (0, 2)])
-    assert low.shape == (2, 3, 12, 16)
+    assert low.shape == ((2, 3, 48, 64) if kind == "faces" else (2, 3, 12, 16))
     torch.testing.assert_close(low * 255, (low * 255).round(), atol=1e-3, rtol=0)
     assert torch.equal(low[1:], degrade(high[1:], kind, [(0, 2)])), "each picture follows from its own seed"
 
@@ -75,6 +75,9 @@ def test_resampling(golden):
     arrays = golden("metrics_tiling")
     down = matlab_resize(image(arrays["a"]), 0.25)
     np.testing.assert_allclose(down[0].permute(1, 2, 0), arrays["matlab_down4"], atol=1e-5)
+    corner = image(arrays["a"])[..., :12, :10]
+    np.testing.assert_allclose(matlab_resize(corner, 4.0)[0].permute(1, 2, 0), arrays["matlab_up4"], atol=1e-5)
+    np.testing.assert_allclose(enlarge(corner, 4), arrays["torch_up4"], atol=1e-5)
 
 
 def test_texture_measures_at_their_ideal():

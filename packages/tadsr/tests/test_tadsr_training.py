@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tadsr.architectures import create_network, create_scheduler
+from tadsr.autoencoders import IdentityAutoencoder
 from tadsr.data import CropDraws, refuse_overlap, training_pictures
-from tadsr.distiller import Distiller
+from tadsr.distiller import TIMES_D, TIMES_H, Distiller
 from tadsr.loop import Batch, fit, learning_rate_at, restore, update_ema
+from tadsr.networks import ResShiftUNet
 from tadsr.pipeline import TADSRPipeline
 from tadsr.recipes import DistillConfig, TeacherConfig
 from tadsr.teacher import TeacherTraining
@@ -26,6 +28,7 @@ from tenfold.images import write_image
 COMMON = {
     "batch_size": 2,
     "crop": 32,
+    "cropping": "native",
     "learning_rate": 1e-3,
     "warmup": 2,
     "ema": 0.9,
@@ -97,6 +100,22 @@ def test_a_resumed_student_is_the_uninterrupted_one(teacher, photos, tmp_path):
     assert TADSRPipeline.load(tmp_path / "parts").config.steps == 1
 
 
+def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(photos, tmp_path):
+    config = TeacherConfig(**COMMON, steps=4, network="tiny")
+    training = TeacherTraining(*create_network("tiny"), create_scheduler(15, 0.04), config)
+    original = training.step
+
+    def diverging(batch, accelerator):
+        logged = original(batch, accelerator)
+        return {"loss": logged["loss"] * torch.nan} if batch.step == 3 else logged
+
+    training.step = diverging
+    with pytest.raises(UserError, match="loss of step 4 is not finite"):
+        fit(training, [photos], config, tmp_path / "run", device="cpu")
+    assert restore(tmp_path / "run/checkpoints/last.safetensors", training) == 2
+    assert TADSRPipeline.load(tmp_path / "run").config.steps == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -153,6 +172,46 @@ def test_the_two_steps_train_whom_they_should(teacher):
     assert all(each.grad is None for each in distiller.teacher.parameters())
 
 
+def test_times_are_drawn_from_the_published_ranges(teacher, monkeypatch):
+    source, limits = TADSRPipeline.load(teacher), {}
+    original = Batch.times
+
+    def watched(self, stream, limit):
+        limits[stream] = limit
+        return original(self, stream, limit)
+
+    monkeypatch.setattr(Batch, "times", watched)
+    config = DistillConfig(**COMMON, steps=2, logits=4)
+    distiller = Distiller(source.unet, source.vae, source.scheduler, config)
+    accelerator = Accelerator(cpu=True, device_placement=False)
+    distiller.prepare(accelerator)
+    distiller.step(batch(), accelerator)
+    assert limits == {TIMES_D: 14, TIMES_H: 3}, "0..T-2 for the discriminator, 0, 1, 2 for score distillation"
+
+
+def test_without_scores_and_adversary_it_is_regression(teacher):
+    states = []
+    for options in ({"method": "tad-sr", "lambda_hsd": 0.0, "lambda_adv": 0.0}, {"method": "regression"}):
+        source = TADSRPipeline.load(teacher)
+        distiller = Distiller(source.unet, source.vae, source.scheduler, DistillConfig(**COMMON, steps=2, **options))
+        assert same(distiller.student.state_dict(), source.unet.state_dict()), "starts as the teacher"
+        accelerator = Accelerator(cpu=True, device_placement=False)
+        distiller.prepare(accelerator)
+        distiller.step(batch(), accelerator)
+        states.append(distiller.student.state_dict())
+    assert same(*states)
+
+
+def test_the_adversary_alone_trains_the_student(teacher):
+    source = TADSRPipeline.load(teacher)
+    config = DistillConfig(**COMMON, steps=2, logits=4, lambda_reg=0.0, lambda_hsd=0.0, lambda_adv=1.0)
+    distiller = Distiller(source.unet, source.vae, source.scheduler, config)
+    accelerator = Accelerator(cpu=True, device_placement=False)
+    distiller.prepare(accelerator)
+    distiller.step(batch(), accelerator)
+    assert not same(distiller.student.state_dict(), source.unet.state_dict())
+
+
 def test_random_numbers_follow_from_the_step_and_cover_their_range():
     times = torch.cat([batch(step).times(0, 3) for step in range(500)])
     assert set(times.tolist()) == {0, 1, 2}
@@ -178,9 +237,34 @@ def test_learning_rate_and_average():
 
 def test_crops_follow_from_the_seed(photos):
     paths = training_pictures([photos], 32)
-    kept, read = (CropDraws(paths, 32, 5, keep=keep) for keep in (True, False))
-    assert all(torch.equal(kept[index], read[index]) for index in range(6))
-    assert not torch.equal(kept[0], kept[1])
+    for cropping in ("native", "rescaled"):
+        kept, read = (CropDraws(paths, 32, 5, keep, cropping) for keep in (True, False))
+        assert kept[0].shape == (3, 32, 32)
+        assert all(torch.equal(kept[index], read[index]) for index in range(6))
+        assert not torch.equal(kept[0], kept[1])
+    (whole,) = (CropDraws(paths[:1], 40, 5, True, "rescaled")[index] for index in range(1))
+    image = CropDraws(paths[:1], 40, 5, True, "native").picture(0)
+    columns = image.permute(2, 0, 1).float().div(255).unfold(2, 40, 1).unbind(2)
+    assert any(torch.equal(whole, c) or torch.equal(whole, c.flip(2)) for c in columns), "a square of the short side"
+
+
+def test_faces_keep_their_size(photos, tmp_path):
+    torch.manual_seed(0)
+    unet = ResShiftUNet(
+        image_size=8,
+        model_channels=32,
+        channel_mult=(1, 1),
+        num_res_blocks=(1, 1),
+        swin_embed_dim=32,
+        window_size=4,
+        lq_size=8,
+    )
+    teacher = TADSRPipeline(unet.eval(), IdentityAutoencoder(), create_scheduler(4, 0.2), scale=1, steps=0)
+    config = DistillConfig(**(COMMON | {"degradation": "faces"}), steps=1, logits=4, lambda_hsd=0.1, lambda_adv=0.2)
+    losses = distill(teacher, [photos], config, tmp_path / "run", device="cpu")
+    assert np.isfinite(losses["loss"])
+    student = TADSRPipeline.load(tmp_path / "run")
+    assert student(torch.rand(1, 3, 17, 13), output_type="pt").images.shape == (1, 3, 17, 13)
 
 
 def test_bad_training_input(photos, teacher, tmp_path):
@@ -189,8 +273,17 @@ def test_bad_training_input(photos, teacher, tmp_path):
         training_pictures([photos], 400)
     with pytest.raises(UserError, match="no such file or folder"):
         train_teacher([tmp_path / "none"], config, tmp_path / "run", device="cpu")
-    with pytest.raises(UserError, match="also trained on"):
-        refuse_overlap([photos], photos)
+    with pytest.raises(UserError, match="was trained on it"):
+        refuse_overlap(teacher, photos)
+    with pytest.raises(UserError, match="was trained on it"):
+        refuse_overlap(teacher, photos.parent)
+    refuse_overlap(teacher, tmp_path)
+    with pytest.raises(UserError, match="--crop 32: this network needs a multiple of 64"):
+        train_teacher([photos], TeacherConfig(**COMMON, steps=1, network="swin"), tmp_path / "run", device="cpu")
+    faces = DistillConfig(**(COMMON | {"degradation": "faces"}), steps=1)
+    with pytest.raises(UserError, match="enlarges 4 times"):
+        distill(TADSRPipeline.load(teacher), [photos], faces, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
     other = TeacherTraining(*create_network("compact"), create_scheduler(15, 0.04), config)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
         restore(teacher / "checkpoints/last.safetensors", other)

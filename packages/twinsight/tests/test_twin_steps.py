@@ -102,11 +102,34 @@ def test_both_views_change_batchnorm_and_only_then() -> None:
     assert states["both"]["encoder.stem.1.num_batches_tracked"] == states["weak"]["encoder.stem.1.num_batches_tracked"]
 
 
+def test_strong_views_reach_the_classifier_through_batchnorm_alone() -> None:
+    """With BatchNorm's statistics held, leaving the strong views out gives the same gradient of every weight."""
+    weak, strong, labels = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16), torch.arange(6) % 4
+    gradients = {}
+    for views in ("both", "weak"):
+        model = build_model(CONFIG, 4).train()
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+                layer.eval()
+        labelled_loss(model, weak, strong, labels, Weights(supervised_views=views)).total.backward()
+        gradients[views] = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    assert gradients["both"].keys() == gradients["weak"].keys()
+    for name, gradient in gradients["both"].items():
+        torch.testing.assert_close(gradients["weak"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_the_same_round_of_the_same_client_is_the_same_and_another_is_not() -> None:
     first, second = run(CONFIG, client(20))[1].state_dict(), run(CONFIG, client(20))[1].state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     third = run(CONFIG, client(20), number=2)[1].state_dict()
     assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize("labelled", [0, 10])
+def test_a_last_batch_of_two_is_left_out_where_the_official_normalisation_would_divide_by_zero(labelled: int) -> None:
+    official = replace(CONFIG, normalisation="official")
+    for config, steps in ((official, 1), (replace(official, neighbourhood_weight=0.0), 2), (CONFIG, 2)):
+        assert local_round(build_model(config, 4), client(labelled, 10), config, 1, 0).steps == steps
 
 
 def test_the_losses_are_the_sums_that_they_say() -> None:

@@ -14,10 +14,12 @@ from tenfold import UserError
 from vptnsp.applying import fit_folder, predict_pictures
 from vptnsp.backbones import build_backbone, class_texts
 from vptnsp.clip_head import TEMPLATES
+from vptnsp.clip_tower import ClipTower
+from vptnsp.closed_form import timm_features
 from vptnsp.config import LearnerConfig, TrainConfig
 from vptnsp.learner import NSPLearner
 from vptnsp.prompted_vit import image_size, normalisation
-from vptnsp.training import run_prompts
+from vptnsp.training import run_closed_form, run_prompts
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +95,23 @@ def test_clip_learns_a_stream_from_its_folder_and_comes_back(clip_folder, tmp_pa
     fit_folder(again, tmp_path / "more")
     assert again.logits(images).shape == (2, 6)
     assert {each.name for each in predict_pictures(again, tmp_path / "more")} <= set(again.names.values())
+    for method in ("ncm", "ranpac"):
+        chosen = dataclasses.replace(config, method=method, class_names=None)
+        closed = run_closed_form(chosen, torch.device("cpu"))
+        assert len(closed["matrix"]) == 2
     names.write_text("ape\n")
     with pytest.raises(UserError, match="1 names for 4 classes"):
         run_prompts(dataclasses.replace(config, class_names=names))
+
+
+def test_rivals_see_the_features_of_clips_own_tower(clip_folder):
+    vit = build_backbone(LearnerConfig(backbone=f"clip:{clip_folder}"))
+    original = vit.detach_prompts()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            timm_features(ClipTower(original), images), original.vision_model(images).pooler_output
+        )
 
 
 def test_timm_weights_from_a_file(tmp_path):

@@ -172,6 +172,22 @@ def test_moments_merge_by_sum_or_by_images_and_survive_a_file(small_vit):
     assert torch.equal(again.C1[name], first.C1[name])
 
 
+def test_moments_grow_batch_by_batch_to_those_of_one_pass(small_vit):
+    model, images = PromptedViT.from_timm(small_vit(), 4), torch.randn(7, 3, 16, 16)
+    summed, averaged, name = SecondMoments(), SecondMoments(), "blocks.1"
+    for batch in images.split(3):
+        summed.update(model, batch)
+        averaged.update(model, batch, "mean")
+    whole = collect_second_moments(model, images.split(3))
+    by_image = collect_second_moments(model, images.split(3), weighting="token")
+    assert summed.num_samples == averaged.num_samples == 7
+    for moments, expected in ((summed, whole), (averaged, by_image)):
+        torch.testing.assert_close(moments.C1[name], expected.C1[name])
+        torch.testing.assert_close(moments.C2[name], expected.C2[name])
+    with pytest.raises(UserError, match="cannot be merged"):
+        summed.update(PromptedViT.from_timm(small_vit(), 4, [0]), images)
+
+
 def test_exact_conditions_scale_by_norm_weight_and_prompt_spread(small_vit):
     model, images = PromptedViT.from_timm(small_vit(), 4), [torch.randn(4, 3, 16, 16)]
     paper = collect_second_moments(model, images)

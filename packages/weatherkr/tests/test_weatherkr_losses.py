@@ -12,7 +12,7 @@ from tenfold import UserError
 from weatherkr.baselines import gradient_importance, importance_penalty, merge_importance, pod_loss, scaled
 from weatherkr.contrast import LEVEL_WEIGHTS, ContrastLoss, contrast_terms, level_distances
 from weatherkr.network import WeatherNet, normalize
-from weatherkr.objective import Objective, Replay, Weights
+from weatherkr.objective import Objective, Replay, Terms, Weights
 from weatherkr.perceptual import TappedVGG, random_extractor, vgg19_extractor
 from weatherkr.projector import AttentionProjector
 
@@ -145,6 +145,13 @@ def test_the_whole_objective_matches_the_golden_vectors(golden_step) -> None:
     assert all(weight.grad is None for weight in projector.parameters())
     first = Objective(new, Weights(), contrast)(x01, y)
     assert first.total(Weights()).item() == pytest.approx(float(g["total_first_task"]), rel=1e-4)
+
+
+def test_every_weight_weighs_its_own_term() -> None:
+    """With alpha 1, as in the golden step, the replay loss would be right without it."""
+    terms = Terms(*(torch.tensor(value) for value in (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)))
+    weights = Weights(alpha=2.0, beta_new=3.0, beta_old=0.5, projection=4.0, pooled=5.0, importance=6.0)
+    assert terms.total(weights).item() == 1 + 3 * 10 + 2 * (100 + 0.5 * 1e3) + 4 * 1e4 + 5 * 1e5 + 6 * 1e6
 
 
 def test_with_the_old_network_only_the_contrast_is_left_of_the_replay_loss(golden_step) -> None:

@@ -6,6 +6,7 @@ says how), 3 when a measured value broke a limit that was asked for, 130 after C
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -128,12 +129,29 @@ def create_app(package: str, summary: str, paper: Paper) -> App:
 def verb(app: App, *examples: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a verb whose help ends with examples that run as printed.
 
+    A verb that takes `RunOptions` and is refused before anything has happened leaves no run folder behind.
+
     Example:
         >>> @verb(app, "fairfd metrics scores.csv")  # doctest: +SKIP
         ... def metrics(scores: Path) -> None: ...
     """
     epilogue = "Examples:\n" + "\n".join(f"  $ {example}" for example in examples)
-    return app.command(help_epilogue=epilogue)
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            from tenfold.runs import refused_without_trace
+
+            with contextlib.ExitStack() as stack:
+                for value in (*args, *kwargs.values()):
+                    if isinstance(value, RunOptions):
+                        stack.enter_context(refused_without_trace(value.out))
+                return function(*args, **kwargs)
+
+        app.command(call, help_epilogue=epilogue)
+        return function
+
+    return register
 
 
 def examples_of(app: App) -> dict[str, list[str]]:

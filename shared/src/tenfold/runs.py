@@ -7,7 +7,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -205,6 +205,41 @@ class RunFolder:
             self._board.close()
         with atomic_path(self.path / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def refused_without_trace(path: Path) -> Generator[None]:
+    """Take back the run folder that a refused start has just made, if nothing but its configuration is in it.
+
+    Args:
+        path: of the run. One that held anything before, were it only an empty folder, is left as it was.
+
+    Raises:
+        UserError, OSError: those of the block, passed on.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    was_bare = path in made or (path.is_dir() and not any(path.iterdir()))
+    try:
+        yield
+    except (UserError, OSError):
+        if was_bare and path.is_dir():
+            _withdraw(path, made)
+        raise
+
+
+def _withdraw(path: Path, made: list[Path]) -> None:
+    files = [each for each in path.rglob("*") if not each.is_dir() or each.is_symlink()]
+    log = path / "metrics.jsonl"
+    if not set(files) <= {path / "config.toml", log} or (log.exists() and log.stat().st_size):
+        return
+    # Another process of the same run may be taking it back at the same time.
+    with contextlib.suppress(OSError):
+        for each in files:
+            each.unlink(missing_ok=True)
+        for folder in sorted((each for each in path.rglob("*") if each.is_dir()), reverse=True):
+            folder.rmdir()
+        for folder in made:
+            folder.rmdir()
 
 
 def _check_same_config(recorded: Path, config: Any) -> None:

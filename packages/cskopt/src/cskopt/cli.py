@@ -207,11 +207,12 @@ def intensity(
     from cskopt.plots import plot_intensity
     from cskopt.studies import intensity_study
     from tenfold.files import write_text
-    from tenfold.runs import pick_device
+    from tenfold.runs import pick_device, refused_without_trace
 
     corpus = load_corpus(data, config.image_size, source.data_seed, source.root)
-    _folder_for_results(out)
-    study = intensity_study(corpus, config, pick_device(device), checkpoint)
+    with refused_without_trace(out):
+        _folder_for_results(out)
+        study = intensity_study(corpus, config, pick_device(device), checkpoint)
     write_text(out / "intensity.json", study.to_json())
     plot_intensity(
         {name: (each.raw.numpy(), each.per_use.numpy()) for name, each in study.maps.items()}, out / "intensity.png"

@@ -74,8 +74,10 @@ def _folders(root: Path, train_share: float) -> list[Row]:
         rest = [part for part in folders if part not in ("real", "fake", *SPLITS)]
         is_first_named = bool(folders) and folders[0] not in ("real", "fake", *SPLITS)
         source = rest.pop(0) if is_first_named else root.name
-        video = "/".join([source, labels[0], *(rest or [path.stem])])
-        split = splits[0] if splits else hashed_split(video, train_share)
+        name = rest or [path.stem]
+        video = "/".join([source, labels[0], *name])
+        # Without the label: a fake that is named like its original is not tested on where the original was learnt.
+        split = splits[0] if splits else hashed_split("/".join([source, *name]), train_share)
         rows.append(Row(path.as_posix(), labels[0], source, split, f"{split}/{video}" if splits else video))
     return rows
 

@@ -1,10 +1,10 @@
 """The networks that the presets name, with their autoencoders."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from diffusers.models.autoencoders.vq_model import VQModel
 
-from tadsr.autoencoders import PixelUnshuffleAutoencoder, vq_f4
+from tadsr.autoencoders import FaceVQModel, PixelUnshuffleAutoencoder, vq_f4
 from tadsr.compact import CompactDenoiser
 from tadsr.diffusion import ResShiftScheduler
 from tadsr.networks import ResShiftUNet
@@ -13,12 +13,12 @@ Network = CompactDenoiser | ResShiftUNet
 Autoencoder = PixelUnshuffleAutoencoder | VQModel
 
 
-def create_network(name: Literal["tiny", "compact", "swin", "paper"]) -> tuple[Network, Autoencoder]:
+def create_network(name: Literal["tiny", "compact", "swin", "paper", "paper-faces"]) -> tuple[Network, Autoencoder]:
     """An untrained network and its autoencoder.
 
     Args:
         name: tiny (0.1 M parameters) and compact (1.5 M), convolutions on pixel-unshuffled latents; swin, the Swin UNet on
-            them; paper, ResShift's x4 configuration on the f4 autoencoder.
+            them; paper, ResShift's x4 configuration on the f4 autoencoder; paper-faces, its face configuration on the f8 one.
     """
     match name:
         case "tiny":
@@ -35,12 +35,22 @@ def create_network(name: Literal["tiny", "compact", "swin", "paper"]) -> tuple[N
                 num_res_blocks=(2, 2, 2),
                 swin_embed_dim=96,
                 lq_size=16,
+                shift_mask="swin",
             )
             return unet, PixelUnshuffleAutoencoder()
         case "paper":
             return ResShiftUNet(), vq_f4()
+        case "paper-faces":
+            return ResShiftUNet(in_channels=8, out_channels=8, lq_size=512), FaceVQModel()
 
 
 def create_scheduler(timesteps: int, min_noise_level: float) -> ResShiftScheduler:
     """The chain of a teacher."""
     return ResShiftScheduler(num_train_timesteps=timesteps, min_noise_level=min_noise_level)
+
+
+def latent_factor(vae: Autoencoder) -> int:
+    """How many times smaller a latent is than the picture."""
+    factor = getattr(vae, "factor", None)
+    config: Any = vae.config
+    return factor or 2 ** (len(config.block_out_channels) - 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tadsr.layouts import Layout
-from tadsr.recipes import Degradation, DistillConfig, Preset, TeacherConfig
+from tadsr.recipes import Degradation, DistillConfig, Family, TeacherConfig
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 
@@ -63,7 +63,7 @@ def upscale(
     Args:
         source: A picture or a folder.
         out: A file for one picture, or a folder; folders get PNG files of the same names.
-        model: fidelity (one step, shipped) or teacher (15 steps, shipped, sharper), the folder of a run or of a converted checkpoint, or a Hub name.
+        model: fidelity (one step), perceptual (one step, sharper) or teacher (15 steps), which ship; the folder of a run or of a converted checkpoint; or a Hub name.
         steps: Network calls; the model's own number by default, 0 for its whole chain.
         sampler: auto, one_step, ddim or ancestral.
         tile: Side of the tiles in input pixels; 0 for the whole picture at once.
@@ -96,7 +96,7 @@ def upscale(
 def train_teacher(*folders: Path, options: RunOptions, recipe: TeacherConfig = TeacherConfig()) -> None:  # noqa: B008  # frozen
     """Train a ResShift teacher on photographs.
 
-    Ctrl-C leaves a run that --resume continues. Several GPUs: accelerate launch -m tadsr train-teacher ...
+    Ctrl-C leaves a run that --resume continues from its last checkpoint. Several GPUs: accelerate launch -m tadsr train-teacher ...
 
     Args:
         folders: Folders of photographs.
@@ -142,7 +142,7 @@ def _some(folders: tuple[Path, ...]) -> None:
 def eval(  # noqa: A001  # the verb's name
     pictures: Path,
     *,
-    model: Annotated[tuple[str, ...], Parameter(negative=())] = ("fidelity", "teacher"),
+    model: Annotated[tuple[str, ...], Parameter(negative=())] = ("fidelity", "perceptual", "teacher"),
     layout: Layout = "auto",
     border: int = 4,
     limit: int = 0,
@@ -168,7 +168,7 @@ def eval(  # noqa: A001  # the verb's name
 
     entries = read_set(pictures, layout)
     entries = entries[:limit] if limit else entries
-    means = evaluate(entries, {"bicubic": bicubic} | _upscalers(model, device), border)
+    means = evaluate(entries, {"bicubic": bicubic} | _upscalers(model, pictures, device), border)
     print(f"{len(entries)} pictures of {pictures}\n{table(means)}")
     if "lpips" not in means["bicubic"]:
         print("LPIPS, CLIPIQA and MUSIQ: not available (pip install 'tadsr[iqa]', and its weights)")
@@ -176,7 +176,8 @@ def eval(  # noqa: A001  # the verb's name
         write_text(json, writer.dumps({"pictures": len(entries), "border": border, "means": means}, indent=2) + "\n")
 
 
-def _upscalers(models: tuple[str, ...], device: str) -> dict:
+def _upscalers(models: tuple[str, ...], pictures: Path, device: str) -> dict:
+    from tadsr.data import refuse_overlap
     from tadsr.evaluation import upscaler
     from tadsr.pipeline import TADSRPipeline
     from tenfold.runs import pick_device
@@ -185,6 +186,7 @@ def _upscalers(models: tuple[str, ...], device: str) -> dict:
     found = {}
     for each in models:
         name, _, steps = each.rpartition(":") if each.rpartition(":")[2].isdecimal() else (each, "", "")
+        refuse_overlap(Path(name), pictures)
         found[each] = upscaler(TADSRPipeline.load(name).to(place), int(steps) if steps else None)
     return found
 
@@ -194,7 +196,7 @@ def compare(
     pictures: Path,
     *,
     out: Out = Path("comparison.png"),
-    model: Annotated[tuple[str, ...], Parameter(negative=())] = ("teacher", "fidelity"),
+    model: Annotated[tuple[str, ...], Parameter(negative=())] = ("teacher", "perceptual", "fidelity"),
     layout: Layout = "auto",
     limit: int = 4,
     device: str = "auto",
@@ -214,18 +216,20 @@ def compare(
 
     entries = read_set(pictures, layout)
     entries = entries[:limit] if limit else entries
-    comparison_sheet(out, [load_pair(entry) for entry in entries], {"bicubic": bicubic} | _upscalers(model, device))
+    comparison_sheet(
+        out, [load_pair(entry) for entry in entries], {"bicubic": bicubic} | _upscalers(model, pictures, device)
+    )
     print(f"{len(entries)} pictures -> {out}")
 
 
 @verb(app, "tadsr degrade photos/ small --kind imagenet-test --seed 3")
 def degrade(source: Path, out: Path, *, kind: Degradation = "bicubic", seed: int = 0) -> None:
-    """Make low-quality images, a quarter of the size.
+    """Make low-quality images, a quarter of the size (faces: of the same size).
 
     Args:
         source: A picture or a folder.
         out: Folder for the PNG files.
-        kind: bicubic, or second-order Real-ESRGAN: train, or imagenet-test (milder).
+        kind: bicubic, second-order Real-ESRGAN (train, or the milder imagenet-test), or faces.
         seed: Of the random degradations.
     """
     from tadsr.degradation import degrade as degrade_batch
@@ -244,9 +248,9 @@ def degrade(source: Path, out: Path, *, kind: Degradation = "bicubic", seed: int
     print(f"degraded {len(paths)} pictures -> {out}")
 
 
-@verb(app, "tadsr convert --unet unet.pth --vae vae.pth --preset realsrx4 --out converted")
+@verb(app, "tadsr convert --unet unet.pth --vae vae.pth --family realsrx4 --out converted")
 def convert(
-    *, unet: Path, vae: Path, out: Out, preset: Preset = "realsrx4", clamp: bool = False, teacher: bool = False
+    *, unet: Path, vae: Path, out: Out, family: Family = "realsrx4", clamp: bool = False, teacher: bool = False
 ) -> None:
     """Convert a public ResShift, SinSR or TAD-SR checkpoint; nothing in it is executed.
 
@@ -254,7 +258,7 @@ def convert(
         unet: The UNet's .pth.
         vae: The autoencoder's .pth.
         out: Folder for the model.
-        preset: realsrx4 (15 steps; also SinSR and TAD-SR), realsrx4-s4 (v3), bicsrx4, faceir.
+        family: realsrx4 (15 steps; also SinSR and TAD-SR), realsrx4-s4 (v3), bicsrx4, faceir.
         clamp: The start of the chain is bounded as in SinSR's and TAD-SR's code.
         teacher: The default is the whole chain, not one step.
     """
@@ -264,10 +268,10 @@ def convert(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; choose another --out")
     pipeline = TADSRPipeline(
-        unet_from_resshift(unet, preset),
+        unet_from_resshift(unet, family),
         vq_from_resshift(vae),
-        scheduler_of(preset, clamp),
-        scale=1 if preset == "faceir" else 4,
+        scheduler_of(family, clamp),
+        scale=1 if family == "faceir" else 4,
         steps=0 if teacher else 1,
     )
     pipeline.save_pretrained(out)

@@ -15,10 +15,10 @@ from torch import Tensor
 from tadsr.autoencoders import FaceVQModel, vq_f4
 from tadsr.diffusion import ResShiftScheduler
 from tadsr.networks import ResShiftUNet
-from tadsr.recipes import Preset
+from tadsr.recipes import Family
 from tenfold import UserError
 
-PRESETS: dict[str, dict[str, Any]] = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "realsrx4": {},
     "realsrx4-s4": {},
     "bicsrx4": {},
@@ -28,15 +28,15 @@ LICENCE = "ResShift's weights are under the S-Lab License 1.0, SinSR's under CC 
 StateDict = dict[str, Tensor]
 
 
-def scheduler_of(preset: Preset, trained_with_clamp: bool = False) -> ResShiftScheduler:
+def scheduler_of(family: Family, trained_with_clamp: bool = False) -> ResShiftScheduler:
     """The chain that a family of checkpoints was trained with: 15 steps for realsrx4 (v1, v2, SinSR, TAD-SR), else 4.
 
     Args:
-        preset: the family.
+        family: the family.
         trained_with_clamp: SinSR's and TAD-SR's code bounds sqrt(eta_0) by sqrt(0.001), which matters for 4 steps only.
     """
     clamp = 0.001**0.5 if trained_with_clamp else None
-    if preset == "realsrx4":
+    if family == "realsrx4":
         return ResShiftScheduler(start_clamp=clamp)
     return ResShiftScheduler(num_train_timesteps=4, min_noise_level=0.2, start_clamp=clamp)
 
@@ -71,20 +71,20 @@ def clean(state: StateDict) -> StateDict:
     return {key: value for key, value in named.items() if not key.endswith(("relative_position_index", "attn_mask"))}
 
 
-def unet_from_resshift(source: Path | StateDict, preset: Preset | dict[str, Any] = "realsrx4") -> ResShiftUNet:
+def unet_from_resshift(source: Path | StateDict, family: Family | dict[str, Any] = "realsrx4") -> ResShiftUNet:
     """A UNet with the weights of a public checkpoint.
 
     Args:
         source: the file, or its tensors.
-        preset: the family, or a configuration of `ResShiftUNet`.
+        family: the family, or a configuration of `ResShiftUNet`.
 
     Raises:
-        UserError: other keys or shapes; the message names the first of them and the preset that would fit.
+        UserError: other keys or shapes; the message names the first of them and the family that would fit.
     """
     state = read_checkpoint(source) if isinstance(source, Path) else clean(source)
     if any(key.startswith(("encoder.", "decoder.", "quantize.")) for key in state):
         raise UserError(f"{_name(source)}: is an autoencoder; give it as --vae")
-    unet = ResShiftUNet(**(PRESETS[preset] if isinstance(preset, str) else preset))
+    unet = ResShiftUNet(**(FAMILIES[family] if isinstance(family, str) else family))
     load_strictly(unet, state, _name(source), _guess(state))
     return unet.eval()
 
@@ -96,7 +96,7 @@ def _name(source: Path | StateDict) -> str:
 def _guess(state: StateDict) -> str:
     first = state.get("input_blocks.0.0.weight")
     fitting = {6: "realsrx4", 136: "faceir"}.get(first.shape[1] if first is not None and first.ndim == 4 else 0)
-    return f"; its first layer fits --preset {fitting}" if fitting else ""
+    return f"; its first layer fits --family {fitting}" if fitting else ""
 
 
 def load_strictly(module: torch.nn.Module, state: StateDict, name: str, hint: str = "") -> None:

@@ -3,17 +3,21 @@
 So a run that is resumed, or shared by several processes, sees the crops of an uninterrupted run of one process.
 """
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from tenfold import UserError
+from tenfold.files import write_text
 from tenfold.images import ImageError, list_images, read_image
 
 
@@ -40,17 +44,31 @@ def training_pictures(folders: Sequence[Path], smallest: int) -> list[Path]:
     return kept
 
 
-def refuse_overlap(training: Sequence[Path], testing: Path) -> None:
-    """Refuse to test on the folder that is trained on.
+FOLDERS = "training-folders.json"
+
+
+def remember_folders(run: Path, folders: Sequence[Path]) -> None:
+    """Note in a run folder what is trained on, for `refuse_overlap`."""
+    write_text(run / FOLDERS, json.dumps([str(folder.resolve()) for folder in folders]) + "\n")
+
+
+def refuse_overlap(run: Path, testing: Path) -> None:
+    """Refuse to test a model on what it was trained on; a folder that is no run is not checked.
+
+    Args:
+        run: the run folder of the model.
+        testing: the test set.
 
     Raises:
-        UserError: one of the folders is, holds or lies in another.
+        UserError: a folder of the training pictures is, holds or lies in the test set.
     """
+    if not (run / FOLDERS).is_file():
+        return
     test = testing.resolve()
-    for folder in training:
-        train = folder.resolve()
+    for folder in json.loads((run / FOLDERS).read_text(encoding="utf-8")):
+        train = Path(folder)
         if train == test or train in test.parents or test in train.parents:
-            raise UserError(f"{testing}: is also trained on ({folder}); test on other pictures")
+            raise UserError(f"{testing}: {run} was trained on it; test on other pictures")
 
 
 def generator_of(*numbers: int) -> torch.Generator:
@@ -66,17 +84,21 @@ def generator_of(*numbers: int) -> torch.Generator:
 
 
 class CropDraws(Dataset):
-    """Random crops, flipped and turned; item i is the i-th draw of an endless sequence.
+    """Random crops; item i is the i-th draw of an endless sequence.
 
     Args:
         paths: pictures, each at least `crop` pixels a side.
         crop: side of a crop.
         seed: of the draws.
         keep: keep decoded pictures in memory.
+        cropping: `native` pixels, mirrored and turned; or `rescaled`, the largest square at a random place, brought to `crop`
+            by averaging and mirrored (ResShift, SinSR, TAD-SR).
     """
 
-    def __init__(self, paths: Sequence[Path], crop: int, seed: int, keep: bool) -> None:
-        self.paths, self.crop, self.seed = list(paths), crop, seed
+    def __init__(
+        self, paths: Sequence[Path], crop: int, seed: int, keep: bool, cropping: Literal["native", "rescaled"]
+    ) -> None:
+        self.paths, self.crop, self.seed, self.cropping = list(paths), crop, seed, cropping
         self.kept: dict[int, UInt8[Tensor, "h w 3"]] | None = {} if keep else None
 
     def picture(self, index: int) -> UInt8[Tensor, "h w 3"]:
@@ -96,7 +118,12 @@ class CropDraws(Dataset):
 
         image = self.picture(below(len(self.paths)))
         height, width, _ = image.shape
-        top, left = below(height - self.crop + 1), below(width - self.crop + 1)
-        piece = image[top : top + self.crop, left : left + self.crop]
+        side = self.crop if self.cropping == "native" else min(height, width)
+        top, left = below(height - side + 1), below(width - side + 1)
+        piece = image[top : top + side, left : left + side]
+        if self.cropping == "rescaled":
+            square = piece.permute(2, 0, 1)[None].float() / 255
+            (small,) = F.interpolate(square, (self.crop, self.crop), mode="area")
+            return small.flip(2) if below(2) else small
         piece = piece.rot90(below(4)) if below(2) else piece.rot90(below(4)).flip(1)
         return piece.permute(2, 0, 1).float() / 255

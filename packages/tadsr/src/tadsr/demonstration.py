@@ -20,7 +20,7 @@ def demo(out: Path) -> dict[str, dict[str, float]]:
         high = to_tensor(paths[name])[None, :, top : top + 192, left : left + 192]
         pairs.append(Pair(name, bicubic_down(high), high))
     models: dict[str, Upscaler] = {"bicubic": bicubic}
-    models |= {name: upscaler(TADSRPipeline.load(name)) for name in ("teacher", "fidelity")}
+    models |= {name: upscaler(TADSRPipeline.load(name)) for name in ("teacher", "perceptual", "fidelity")}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     for pair in pairs:
         write_image(out / f"{pair.name}-small.png", pair.low[0].movedim(0, -1).numpy())

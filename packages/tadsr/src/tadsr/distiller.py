@@ -80,14 +80,15 @@ class Distiller:
         """Wrap what is trained for several processes."""
         device = next(self.student.parameters()).device
         for module in (self.vae, self.teacher, self.ema):
-            module.to(device)
+            # The teacher's chain is most of a step, and twice as fast in this layout on a CPU.
+            module.to(device).to(memory_format=torch.channels_last)
         self._called = accelerator.prepare(self.student)
         self._called_d = accelerator.prepare(self.discriminator) if self.discriminator else None
 
     def step(self, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
         """One step of the discriminator (where there is one), then of the student."""
         config, scheduler, lq = self.config, self.scheduler, batch.lr
-        z_0, z_y = encode(self.vae, batch.hr), encode(self.vae, enlarge(batch.lr, 4))
+        z_0, z_y = encode(self.vae, batch.hr), encode(self.vae, enlarge(batch.lr, config.scale))
         start = batch.normal(START, z_y)
         z_S = one_step_sample(self._called, scheduler, z_y, start, lq).float()
         logged: dict[str, Tensor] = {}
@@ -205,4 +206,5 @@ class Distiller:
 
     def export(self, folder: Path) -> None:
         """Write the averaged student as a one-step pipeline."""
-        TADSRPipeline(unet=self.ema, vae=self.vae, scheduler=self.scheduler, steps=1).save_pretrained(folder)
+        pipeline = TADSRPipeline(self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=1)
+        pipeline.save_pretrained(folder)

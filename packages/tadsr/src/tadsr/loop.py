@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tadsr.data import CropDraws, generator_of, training_pictures
+from tadsr.data import CropDraws, generator_of, remember_folders, training_pictures
 from tadsr.degradation import degrade
 from tadsr.recipes import TrainConfig
 from tenfold import UserError
@@ -134,6 +134,8 @@ def fit(
 ) -> dict[str, float]:
     """Train to the end of the recipe and leave a pipeline in `out/model`.
 
+    Ctrl-C leaves the last checkpoint, from which `resume` goes on. It is not written then: the step under way may be half done.
+
     Args:
         trainee: teacher or student in training.
         folders: of photographs.
@@ -149,15 +151,17 @@ def fit(
         UserError: pictures too few or too small, a batch that the processes cannot share, a loss that is not finite.
     """
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu, device_placement=False)
+    # Precision is this loop's affair (`autocast` below), whatever the machine's accelerate configuration says.
+    accelerator = Accelerator(cpu=on_cpu, device_placement=False, mixed_precision="no")
     if config.batch_size % accelerator.num_processes:
         raise UserError(f"batch size {config.batch_size} cannot be shared by {accelerator.num_processes} processes")
-    if config.crop % 4:
-        raise UserError(f"--crop {config.crop}: not a multiple of 4")
     place = pick_device(device) if accelerator.num_processes == 1 and device != "auto" else accelerator.device
-    draws = CropDraws(training_pictures(folders, config.crop), config.crop, config.seed, keep=config.workers == 0)
+    draws = CropDraws(
+        training_pictures(folders, config.crop), config.crop, config.seed, config.workers == 0, config.cropping
+    )
     if accelerator.is_main_process:
         RunFolder.create(out, config, resume)
+        remember_folders(out, folders)
     accelerator.wait_for_everyone()
     run = RunFolder(out)
     for module in trainee.modules().values():
@@ -177,23 +181,21 @@ def fit(
             trainee.export(run.path / "model")
         accelerator.wait_for_everyone()
 
-    try:
-        for batch in _batches(draws, config, first, accelerator, place):
-            for group in trainee.optimisers()["student"].param_groups:
-                group["lr"] = learning_rate_at(step, config)
-            with autocast(place) if fast else contextlib.nullcontext():
-                logged = trainee.step(batch, accelerator)
-            step += 1
-            if step % 20 == 0 or step == config.steps:
-                values = {name: accelerator.reduce(value, "mean").item() for name, value in logged.items()}
-                _check_finite(values, step, out)
-                if accelerator.is_main_process:
-                    run.log(step=step, **values)
-            if step % config.save_every == 0 and step < config.steps:
-                keep()
-    except KeyboardInterrupt:
-        keep()
-        raise
+    for batch in _batches(draws, config, first, accelerator, place):
+        for group in trainee.optimisers()["student"].param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        with autocast(place) if fast else contextlib.nullcontext():
+            logged = trainee.step(batch, accelerator)
+        step += 1
+        logs, saves = step % 20 == 0 or step == config.steps, step % config.save_every == 0 and step < config.steps
+        if logs or saves:
+            values = {name: accelerator.reduce(value, "mean").item() for name, value in logged.items()}
+            # Before anything is saved: the last good weights stay.
+            _check_finite(values, step, out)
+            if logs and accelerator.is_main_process:
+                run.log(step=step, **values)
+        if saves:
+            keep()
     keep()
     values = {name: accelerator.reduce(value, "mean").item() for name, value in logged.items()}
     if accelerator.is_main_process and not run.is_finished:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -115,6 +115,8 @@ class ResShiftUNet(ModelMixin, ConfigMixin):
         dropout: in the residual blocks.
         lq_size: side of the low-quality image for a latent of `image_size`; larger ones are brought down by convolutions.
         lq_channels: of the low-quality image.
+        shift_mask: what shifted windows are masked by: `published`, a slip that the public checkpoints were trained with
+            (see `swin.published_mask`), or `swin`, as Swin transformers mean it.
     """
 
     config: Any
@@ -133,16 +135,17 @@ class ResShiftUNet(ModelMixin, ConfigMixin):
         num_head_channels: int = 32,
         window_size: int = 8,
         mlp_ratio: float | int = 4,
-        dropout: float = 0.0,
+        dropout: float | int = 0.0,
         lq_size: int = 64,
         lq_channels: int = 3,
+        shift_mask: Literal["published", "swin"] = "published",
     ) -> None:
         super().__init__()
         embedding = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        mlp_ratio = float(mlp_ratio)
+        mlp_ratio, dropout = float(mlp_ratio), float(dropout)
         halvings = (lq_size // image_size).bit_length() - 1
         if halvings:
             self.feature_extractor = condition_extractor(halvings)
@@ -151,7 +154,7 @@ class ResShiftUNet(ModelMixin, ConfigMixin):
         def swin(channels: int, level: int) -> SwinLayer:
             resolution = image_size // 2**level
             return SwinLayer(
-                channels, resolution, swin_embed_dim, swin_depth, num_head_channels, window_size, mlp_ratio
+                channels, resolution, swin_embed_dim, swin_depth, num_head_channels, window_size, mlp_ratio, shift_mask
             )
 
         width = model_channels * channel_mult[0]

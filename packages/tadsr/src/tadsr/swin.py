@@ -1,5 +1,7 @@
 """Window attention inside the UNet: Swin blocks with group normalisation, under ResShift's parameter names."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from timm.models.swin_transformer import WindowAttention
@@ -35,16 +37,35 @@ def from_windows(windows: Float[Tensor, "n p c"], side: int, height: int, width:
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width)
 
 
+def _separate(groups: Float[Tensor, "n p"]) -> Float[Tensor, "n p p"]:
+    """-100 between positions of different groups of one window, 0 elsewhere."""
+    return torch.where(groups[:, None, :] == groups[:, :, None], 0.0, -100.0)
+
+
 def shift_mask(height: int, width: int, side: int, shift: int) -> Float[Tensor, "n p p"]:
-    """-100 between positions that a cyclic shift has brought into one window from different places, 0 elsewhere."""
+    """Separates the positions that a cyclic shift has brought into one window from different places (Swin)."""
 
     def regions(length: int) -> Tensor:
         position = torch.arange(length)
         return (position >= length - side).long() + (position >= length - shift).long()
 
     label = regions(height)[:, None] * 3 + regions(width)[None, :]
-    of_window = to_windows(label[None, None].float(), side).squeeze(-1)
-    return torch.where(of_window[:, None, :] == of_window[:, :, None], 0.0, -100.0)
+    return _separate(to_windows(label[None, None].float(), side).squeeze(-1))
+
+
+def published_mask(height: int, width: int, side: int, shift: int) -> Float[Tensor, "n p p"]:
+    """The mask of ResShift's code: only the last row of windows is masked, between its left and right positions.
+
+    The code writes its labels along the wrong axes of a (1, 1, height, width) map and transposes the windows afterwards.
+    Public checkpoints of ResShift, SinSR and TAD-SR were trained with it, so they need it.
+    """
+    column = torch.arange(side * side) % side
+    groups = torch.zeros(height // side, width // side, side * side)
+    groups[-1] = (column >= side - shift).float()
+    return _separate(groups.flatten(0, 1))
+
+
+MASKS = {"published": published_mask, "swin": shift_mask}
 
 
 class Mlp(nn.Module):
@@ -69,11 +90,14 @@ class SwinBlock(nn.Module):
         window: side of a window.
         shift: cyclic shift before cutting, 0 for none.
         mlp_ratio: hidden width of the MLP over `channels`.
+        mask_of: (height, width, window, shift) -> the mask of a shifted block.
     """
 
-    def __init__(self, channels: int, heads: int, window: int, shift: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, window: int, shift: int, mlp_ratio: float, mask_of: Callable[..., Tensor]
+    ) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
+        self.window, self.shift, self.mask_of = window, shift, mask_of
         self.norm1 = GroupNorm32(channels)
         self.attn = WindowAttention(channels, heads, window_size=window)
         # Attention in one kernel; timm leaves it off by default.
@@ -88,7 +112,7 @@ class SwinBlock(nn.Module):
             return None
         key = (height, width, like.device, like.dtype)
         if key not in self._masks:
-            self._masks[key] = shift_mask(height, width, self.window, self.shift).to(like.device, like.dtype)
+            self._masks[key] = self.mask_of(height, width, self.window, self.shift).to(like.device, like.dtype)
         return self._masks[key]
 
     def attention(self, x: Maps) -> Maps:
@@ -129,10 +153,19 @@ class SwinLayer(nn.Module):
         head_channels: width of a head.
         window: side of a window.
         mlp_ratio: see `SwinBlock`.
+        mask: name of the mask of shifted blocks, see `MASKS`.
     """
 
     def __init__(
-        self, channels: int, resolution: int, width: int, depth: int, head_channels: int, window: int, mlp_ratio: float
+        self,
+        channels: int,
+        resolution: int,
+        width: int,
+        depth: int,
+        head_channels: int,
+        window: int,
+        mlp_ratio: float,
+        mask: str,
     ) -> None:
         super().__init__()
         side = min(window, resolution)
@@ -140,7 +173,7 @@ class SwinLayer(nn.Module):
         self.patch_embed = Projection(channels, width)
         self.patch_unembed = Projection(width, channels)
         self.blocks = nn.ModuleList(
-            SwinBlock(width, width // head_channels, side, shift if index % 2 else 0, mlp_ratio)
+            SwinBlock(width, width // head_channels, side, shift if index % 2 else 0, mlp_ratio, MASKS[mask])
             for index in range(depth)
         )
 

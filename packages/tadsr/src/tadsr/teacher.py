@@ -79,7 +79,7 @@ class TeacherTraining:
 
     def step(self, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
         """One optimiser step."""
-        z_0, z_y = encode(self.vae, batch.hr), encode(self.vae, enlarge(batch.lr, 4))
+        z_0, z_y = encode(self.vae, batch.hr), encode(self.vae, enlarge(batch.lr, self.config.scale))
         t = batch.times(0, len(self.scheduler.etas))
         self._called.train()
         loss = teacher_loss(self._called, self.scheduler, z_0, z_y, batch.lr, t, batch.normal(1, z_0)).mean()
@@ -91,4 +91,5 @@ class TeacherTraining:
 
     def export(self, folder: Path) -> None:
         """Write the averaged network as a pipeline."""
-        TADSRPipeline(unet=self.ema, vae=self.vae, scheduler=self.scheduler, steps=0).save_pretrained(folder)
+        pipeline = TADSRPipeline(self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=0)
+        pipeline.save_pretrained(folder)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tadsr.architectures import create_network, create_scheduler
+from tadsr.architectures import Autoencoder, Network, create_network, create_scheduler, latent_factor
 from tadsr.distiller import Distiller
 from tadsr.loop import fit
 from tadsr.pipeline import TADSRPipeline
-from tadsr.recipes import DistillConfig, TeacherConfig
+from tadsr.recipes import DistillConfig, TeacherConfig, TrainConfig
 from tadsr.teacher import TeacherTraining
+from tenfold import UserError
 from tenfold.runs import seed_everything
 
 
@@ -29,6 +30,7 @@ def train_teacher(
     """
     seed_everything(config.seed)
     unet, vae = create_network(config.network)
+    _check_crop(config, unet, vae)
     training = TeacherTraining(unet, vae, create_scheduler(config.timesteps, config.min_noise_level), config)
     return fit(training, folders, config, out, resume, device)
 
@@ -54,6 +56,17 @@ def distill(
     Returns:
         The last logged losses.
     """
+    if teacher.config.scale != config.scale:
+        raise UserError(
+            f"--degradation {config.degradation} is for scale {config.scale}; this teacher enlarges {teacher.config.scale} times"
+        )
+    _check_crop(config, teacher.unet, teacher.vae)
     seed_everything(config.seed)
     distiller = Distiller(teacher.unet, teacher.vae, teacher.scheduler, config)
     return fit(distiller, folders, config, out, resume, device)
+
+
+def _check_crop(config: TrainConfig, unet: Network, vae: Autoencoder) -> None:
+    multiple = unet.multiple * latent_factor(vae)
+    if config.crop % multiple:
+        raise UserError(f"--crop {config.crop}: this network needs a multiple of {multiple}")

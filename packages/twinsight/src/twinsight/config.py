@@ -168,15 +168,19 @@ class FederationConfig:
             raise UserError("--data folder needs --root")
 
 
+SERVER_KEYS = frozenset({"out", "resume", "patience"})
+"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the server app reads it."""
+
+
 def from_run_config(values: dict[str, Any]) -> FederationConfig:
-    """The configuration that `flwr run` hands over: flat scalars, `preset` naming where unset ones come from.
+    """The configuration that `flwr run` hands over: flat scalars; an empty one is unset, and `preset` says where unset ones come from.
 
     Raises:
         UserError: an unknown key or a value of another type.
     """
     from tenfold.config import preset_values
 
-    chosen = {key.replace("-", "_"): value for key, value in values.items()}
+    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in SERVER_KEYS}
     preset = str(chosen.pop("preset", "small"))
     if isinstance(chosen.get("labelled_clients"), str):
         # Flower's values are scalars: a list is written with commas.

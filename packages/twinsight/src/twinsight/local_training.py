@@ -75,11 +75,16 @@ def draw_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
-    """Shuffled indices in batches; a last batch of one is left out, since BatchNorm has no statistics of it."""
+def batches(count: int, size: int, generator: torch.Generator, least: int = 2) -> Iterator[Int[Tensor, " b"]]:
+    """Shuffled indices in batches; a last batch of fewer than `least` is left out: BatchNorm has no statistics of one picture."""
     for chunk in torch.randperm(count, generator=generator).split(size):
-        if len(chunk) > 1:
+        if len(chunk) >= least:
             yield chunk
+
+
+def smallest_batch(weights: Weights) -> int:
+    """The fewest pictures that a step can be made of: the official normalisation divides by zero at two."""
+    return 3 if weights.neighbourhood and weights.normalisation == "official" else 2
 
 
 def endless(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
@@ -156,7 +161,7 @@ def _losses(
         weak, strong = client.views(images, generator)
         return model.normalise(weak.to(device)), model.normalise(strong.to(device))
 
-    known, unknown = client.labelled, client.unlabelled
+    known, unknown, least = client.labelled, client.unlabelled, smallest_batch(weights)
     learns_unlabelled = weights.on_unlabelled != "off" or model.twin is not None
     if len(known) and len(unknown) and learns_unlabelled:
         cycle = endless(len(known), config.batch_size, generator)
@@ -167,13 +172,13 @@ def _losses(
                 loss = partial_data_loss(model, weak, strong, known.labels[first].to(device), weights, statistics)
             yield loss
     elif len(known):
-        for chunk in batches(len(known), config.batch_size, generator):
+        for chunk in batches(len(known), config.batch_size, generator, least):
             weak, strong = views(known.images[chunk])
             with amp:
                 loss = labelled_loss(model, weak, strong, known.labels[chunk].to(device), weights)
             yield loss
     elif learns_unlabelled:
-        for chunk in batches(len(unknown), config.batch_size, generator):
+        for chunk in batches(len(unknown), config.batch_size, generator, least):
             weak, strong = views(unknown.images[chunk])
             with amp:
                 loss = unlabelled_loss(model, weak, strong, weights, statistics)

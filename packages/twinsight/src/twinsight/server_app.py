@@ -24,9 +24,9 @@ def make_server_app(config: FederationConfig | None = None, out: Path | None = N
     def main(grid: Grid, context: Context) -> None:
         """All rounds of a federation."""
         values = dict(context.run_config)
-        folder = Path(str(values.pop("out", "run"))) if out is None else out
-        goes_on = bool(values.pop("resume", False)) or resume
-        patience = float(values.pop("patience", 3600))
+        folder = Path(str(values.get("out") or "run")) if out is None else out
+        goes_on = bool(values.get("resume", False)) or resume
+        patience = float(values.get("patience", 3600))
         chosen = config or from_run_config(values)
         federate(grid, chosen, RunFolder.create(folder, chosen, goes_on), patience=patience)
 

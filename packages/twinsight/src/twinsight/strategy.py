@@ -109,7 +109,11 @@ class TwinStrategy(FedAvg):
             UserError: a client whose loss is not a number.
         """
         answers = list(replies)
-        good: list[Any] = [each.content for each in answers if not each.has_error()]
+        # Answers arrive in any order, and sums of floats depend on it.
+        good: list[Any] = sorted(
+            (each.content for each in answers if not each.has_error()),
+            key=lambda content: content["metrics"]["client"],
+        )
         failed = len(answers) - len(good)
         if not good:
             return None, MetricRecord({"failed": failed})

@@ -331,9 +331,9 @@ def bench(
         repeats: How often each is timed.
         json: Print the result as JSON.
     """
-    for name, value in (("batch-size", batch_size), ("repeats", repeats)):
-        if value < 1:
-            raise UserError(f"--{name} {value}: at least one is needed")
+    for name, value, least in (("num-prompts", num_prompts, 3), ("batch-size", batch_size, 1), ("repeats", repeats, 1)):
+        if value < least:
+            raise UserError(f"--{name} {value}: at least {least} {'is' if least == 1 else 'are'} needed")
     from vptnsp.benchmarking import measure_costs
     from vptnsp.prompted_vit import PromptedViT
 

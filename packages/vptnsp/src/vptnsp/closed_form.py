@@ -23,7 +23,7 @@ class NearestClassMean:
     """Cosine to the mean feature of each class.
 
     Args:
-        backbone: a frozen timm model.
+        backbone: a frozen timm model, or a `ClipTower`.
 
     Attributes:
         tasks: labels of each task, in the order of the logits' columns.
@@ -61,7 +61,7 @@ class RandomProjectionRidge:
     """Ridge regression from relu(f W) with a random W, solved in closed form from sums over all tasks.
 
     Args:
-        backbone: a frozen timm model.
+        backbone: a frozen timm model, or a `ClipTower`.
         width: random features.
         seed: of W.
         ridge: candidates for the penalty; the one with the least squared error on a fifth of each task's features, held out, is taken.

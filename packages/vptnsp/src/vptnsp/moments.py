@@ -6,7 +6,7 @@ Omega_1^T Omega_1 = sum_h W_k,h^T (Q_h^T Q_h) W_k,h. Hooks on the model's own `q
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ Consistency = Literal["keys", "inputs"]
 
 @dataclass
 class SecondMoments:
-    """C_1 and C_2 of each prompted layer, in 64 bits.
+    """C_1 and C_2 of each prompted layer, in 64 bits; empty to begin with.
 
     Attributes:
         C1: of Q W_k^T over heads, tokens and images (paper eq. 24).
@@ -33,9 +33,24 @@ class SecondMoments:
         num_samples: images seen.
     """
 
-    C1: dict[str, Float[Tensor, "d d"]]
-    C2: dict[str, Float[Tensor, "m m"]]
+    C1: dict[str, Float[Tensor, "d d"]] = field(default_factory=dict)
+    C2: dict[str, Float[Tensor, "m m"]] = field(default_factory=dict)
     num_samples: int = 0
+
+    def update(self, model: PromptedViT, images: Float[Tensor, "b 3 h w"], accum: Accumulation = "sum") -> None:
+        """Add one batch of images, for those who have no loader (see `collect_second_moments`).
+
+        Args:
+            model: with the prompts just trained.
+            images: preprocessed as for evaluation.
+            accum: `sum` adds the batch's mean (official code); `mean` keeps the mean over all images.
+
+        Raises:
+            UserError: no images, other layers or shapes than so far, or values that are not finite.
+        """
+        batch = collect_second_moments(model, [images])
+        merged = self.merge(batch, accum) if self.num_samples else batch
+        self.C1, self.C2, self.num_samples = merged.C1, merged.C2, merged.num_samples
 
     def merge(self, other: "SecondMoments", accum: Accumulation = "sum") -> "SecondMoments":
         """Those of two sets of images together.

@@ -17,6 +17,7 @@ from tenfold import UserError
 from tenfold.runs import RunFolder, pick_device, track
 from vptnsp.backbones import CLIP_PREFIX, build_backbone, class_texts
 from vptnsp.checkpoints import StreamState, load_checkpoint, save_checkpoint
+from vptnsp.clip_tower import ClipTower
 from vptnsp.closed_form import NearestClassMean, RandomProjectionRidge
 from vptnsp.config import TrainConfig
 from vptnsp.evaluation import Classifier, StreamRecord, count_correct
@@ -122,8 +123,8 @@ def run_closed_form(config: TrainConfig, device: torch.device, stream: Stream | 
     vit = build_backbone(config)
     stream = stream or stream_for(config, vit)
     backbone = vit.detach_prompts()
-    if not hasattr(backbone, "forward_head"):
-        raise UserError(f"--method {config.method}: needs a timm backbone, not {config.backbone}")
+    if config.backbone.startswith(CLIP_PREFIX):
+        backbone = ClipTower(backbone)
     classifier: NearestClassMean | RandomProjectionRidge
     if config.method == "ncm":
         classifier = NearestClassMean(backbone, device)

@@ -94,5 +94,6 @@ CLAIMS = (
         "head-prototypes",
         "higher",
         {"small": INCONCLUSIVE},
+        remark="A tie on digits; on photographs it does not hold",
     ),
 )

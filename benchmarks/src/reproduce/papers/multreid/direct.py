@@ -39,13 +39,14 @@ def direct_jaccard(features: np.ndarray, k1: int = 30, k2: int = 6) -> np.ndarra
 
 
 def direct_sinkhorn(cost: np.ndarray, reg: float = 25.0) -> np.ndarray:
-    """The official rule on a dense kernel; the plan assembled by diagonal matrices, as published."""
+    """The official rule on a dense kernel, in the precision of the cost; the plan assembled by diagonal matrices, as published."""
     kernel = np.exp(-reg * cost)
     n, m = kernel.shape
-    b = np.full(m, 1 / m, np.float32)
+    share_a, share_b = kernel.dtype.type(1 / n), kernel.dtype.type(1 / m)
+    b = np.full(m, share_b)
     for iteration in range(500):
-        a = np.float32(1 / n) / (kernel @ b)
-        new = np.float32(1 / m) / (kernel.T @ a)
+        a = share_a / (kernel @ b)
+        new = share_b / (kernel.T @ a)
         change, b = np.abs(b / new - 1).sum(), new
         if iteration % 10 == 0 and change <= 0.1:
             break
@@ -53,9 +54,17 @@ def direct_sinkhorn(cost: np.ndarray, reg: float = 25.0) -> np.ndarray:
 
 
 def direct_transfer(
-    a: np.ndarray, b: np.ndarray, labels_a: np.ndarray, labels_b: np.ndarray, within: tuple[np.ndarray, np.ndarray]
+    a: np.ndarray,
+    b: np.ndarray,
+    labels_a: np.ndarray,
+    labels_b: np.ndarray,
+    within: tuple[np.ndarray, np.ndarray],
+    precision: type[np.floating] = np.float32,
 ) -> tuple[np.ndarray, ...]:
-    """Section 3.4 on dense matrices; `within` are 1 - J of both modalities."""
+    """Section 3.4 on dense matrices; `within` are 1 - J of both modalities, `precision` is the transport's.
+
+    In 32 bits, as published, five hundred iterations of the transport round: soft labels are off by 1.2e-5.
+    """
     from multreid.neighbours import squared_distances
 
     def softmax(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -69,13 +78,27 @@ def direct_transfer(
         np.stack([rows[labels == k].mean(0) for k in range(labels.max() + 1)])
         for rows, labels in ((a, labels_a), (b, labels_b))
     )
-    plan = direct_sinkhorn(squared_distances(a, b))
+    plan = direct_sinkhorn(squared_distances(a, b).astype(precision))
     to_a, to_b = plan / plan.sum(1, keepdims=True), (plan / plan.sum(0)).T
     in_a, in_b = (each / each.sum(1, keepdims=True) for each in within)
     results = []
     for own_start, cross_start, down, up, own_within, cross_within in (
-        (softmax(a, centres_a), one_hot(direct_sinkhorn(squared_distances(b, centres_a))), to_a, to_b, in_a, in_b),
-        (softmax(b, centres_b), one_hot(direct_sinkhorn(squared_distances(a, centres_b))), to_b, to_a, in_b, in_a),
+        (
+            softmax(a, centres_a),
+            one_hot(direct_sinkhorn(squared_distances(b, centres_a).astype(precision))),
+            to_a,
+            to_b,
+            in_a,
+            in_b,
+        ),
+        (
+            softmax(b, centres_b),
+            one_hot(direct_sinkhorn(squared_distances(a, centres_b).astype(precision))),
+            to_b,
+            to_a,
+            in_b,
+            in_a,
+        ),
     ):
         own, cross = own_start, cross_start
         for _ in range(20):

@@ -1,5 +1,9 @@
 """Time and memory of the sparse association against the direct one (sizes of section 12), and that both give the same."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +21,7 @@ def speed_features(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def measure_difference(seed: int, _: str, __: Path) -> dict[str, dict[str, float]]:
-    """Largest differences between the sparse and the direct association of 2,500 and 2,500 instances."""
+    """Largest differences between the sparse and the direct association of 2,500 and 2,500 instances, transport in 64 bits."""
     from multreid.jaccard import jaccard_similarity
     from multreid.transfer import transfer_labels
 
@@ -25,7 +29,7 @@ def measure_difference(seed: int, _: str, __: Path) -> dict[str, dict[str, float
     near = jaccard_similarity(a), jaccard_similarity(b)
     dense = near[0].toarray(), near[1].toarray()
     ours = transfer_labels(a, b, labels_a, labels_b, similarity_a=near[0], similarity_b=near[1])
-    theirs = direct_transfer(a, b, labels_a, labels_b, dense)
+    theirs = direct_transfer(a, b, labels_a, labels_b, dense, np.float64)
     softs = (ours.soft_a, ours.soft_cross_b, ours.soft_b, ours.soft_cross_a)
     pairs = list(zip(softs, theirs, strict=True))
     return {
@@ -35,6 +39,53 @@ def measure_difference(seed: int, _: str, __: Path) -> dict[str, dict[str, float
             "labels": float(np.mean([(one.argmax(1) != two.argmax(1)).mean() for one, two in pairs])),
         }
     }
+
+
+ASSOCIATE_LARGE = """
+import json, resource, sys, time
+import numpy as np, torch
+torch.set_num_threads(1)
+from multreid import transfer_labels
+from multreid.pedestrians import two_modality_features
+a, b, labels_a, labels_b = two_modality_features(int(sys.argv[1]), identities=800, per_identity=25, dimension=256, noise=1.0)
+kept = np.arange(len(b)) % 25 < 15
+started = time.process_time()
+transfer_labels(a, b[kept], labels_a, labels_b[kept])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"CPU seconds": time.process_time() - started, "peak GiB": peak}))
+"""
+
+SEARCH_LARGE = """
+import json, sys, time
+import faiss, numpy as np
+from multreid.gallery import build_index, search_exact, search_index
+faiss.omp_set_num_threads(1)
+draw = np.random.default_rng(int(sys.argv[1]))
+centres = draw.standard_normal((20000, 256), dtype=np.float32)
+gallery = np.repeat(centres, 50, axis=0)
+gallery += 0.7 * draw.standard_normal(gallery.shape, dtype=np.float32)
+gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+queries = centres[:100] + 0.7 * draw.standard_normal((100, 256), dtype=np.float32)
+queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+index = build_index(gallery)
+started = time.perf_counter()
+rows, _ = search_index(index, queries, 20)
+seconds = time.perf_counter() - started
+exact, _ = search_exact(queries, gallery, 20)
+found = float(np.mean([len(set(one) & set(two)) / 20 for one, two in zip(rows, exact, strict=True)]))
+print(json.dumps({"seconds per 100 queries": seconds, "share of the true twenty": found}))
+"""
+
+
+def measure_large(seed: int, _: str, __: Path) -> dict[str, dict[str, float]]:
+    """20,000 with 12,000 instances of 800 clusters, and 100 queries over 1,000,000 vectors: each in a process of its own, one thread."""
+    arms = {}
+    for arm, program in (("association", ASSOCIATE_LARGE), ("search", SEARCH_LARGE)):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", program, str(seed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        arms[arm] = json.loads(done.stdout.splitlines()[-1])
+    return arms
 
 
 def _jaccard_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement
+from reproduce.claims import Claim, Experiment, Measurement, Verdict
 
 KINDS = ("haze", "rain", "snow")
 MEGAPIXELS = 12
@@ -90,7 +90,8 @@ CLAIMS = (
             method=f"{kind}, {setting}",
             baseline=3.0,
             better="higher",
-            recorded={},
+            # Rain of the unfamiliar setting gains 2.6 dB on the mean, less than the 3 dB asked for, and varies by 1.5 dB.
+            recorded={"small": Verdict.INCONCLUSIVE if (kind, setting) == ("rain", "shifted") else Verdict.HOLDS},
         )
         for setting in ("standard", "shifted")
         for kind in KINDS
@@ -104,7 +105,7 @@ CLAIMS = (
         method="tiles of 128, global gates",
         baseline=0.1 / 255,
         better="lower",
-        recorded={},
+        recorded={"small": Verdict.HOLDS},
     ),
     Claim(
         id="weatherkr/global-gates-agree-better",
@@ -115,7 +116,7 @@ CLAIMS = (
         method="tiles of 128, global gates",
         baseline="tiles of 128, local gates",
         better="lower",
-        recorded={},
+        recorded={"small": Verdict.HOLDS},
     ),
     Claim(
         id="weatherkr/tiles-bound-memory",
@@ -126,6 +127,6 @@ CLAIMS = (
         method="tiles of 512",
         baseline="whole",
         better="lower",
-        recorded={},
+        recorded={"small": Verdict.HOLDS},
     ),
 )

@@ -6,25 +6,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tadsr.recipes import Degradation
+from tadsr.recipes import Degradation, scale_of
 from tadsr.resampling import bicubic_down
 
 
 def degrade(
-    hr: Float[Tensor, "b 3 h w"], kind: Degradation, seeds: Sequence[tuple[int, ...]], scale: int = 4
+    hr: Float[Tensor, "b 3 h w"], kind: Degradation, seeds: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "b 3 _ _"]:
-    """Low-quality images, `scale` times smaller, in 8 bits.
+    """Low-quality images, four times smaller (faces: of the same size), in 8 bits.
 
     Args:
-        hr: in [0, 1], sides multiples of `scale`.
+        hr: in [0, 1], sides multiples of 4.
         kind: which pipeline.
         seeds: one tuple of numbers per picture, from which its degradation follows.
-        scale: of the super-resolution.
     """
     if kind == "bicubic":
-        return bicubic_down(hr, scale)
+        return bicubic_down(hr)
+    if kind == "faces":
+        from tadsr.degradation.faces import degrade_face
+
+        return torch.cat([degrade_face(image[None], seed) for image, seed in zip(hr, seeds, strict=True)])
     from tadsr.degradation.real_esrgan import SETTINGS, degrade_one
 
     return torch.cat(
-        [degrade_one(image[None], SETTINGS[kind], seed, scale) for image, seed in zip(hr, seeds, strict=True)]
+        [degrade_one(image[None], SETTINGS[kind], seed, scale_of(kind)) for image, seed in zip(hr, seeds, strict=True)]
     )

@@ -1,0 +1,420 @@
+"""What asmattack is measured by (Liu et al., arXiv 2406.10887; specification section 10): drawn faces, small detectors, equal areas."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reproduce.claims import Claim, Experiment, Measurement, Speed, Suite, Verdict
+
+FOUR = ("plain", "residual", "separable", "inverted")
+TRAINING = {"smoke": (("plain", "separable"), 500, 5), "small": (FOUR, 800, 6)}
+"""Detectors, training faces, epochs."""
+
+ATTACKED = {"smoke": 16, "small": 32}
+"""Fakes that every detector sees."""
+
+POLICIES = ("full", "fixed", "budget", "calibrated", "random", "worst")
+
+
+@cache
+def trained(seed: int, tier: str) -> tuple[Any, ...]:
+    """The detectors of a seed."""
+    from asmattack import TrainConfig, train
+
+    names, images, epochs = TRAINING[tier]
+    config: dict[str, Any] = {"images": images, "epochs": epochs, "seed": seed, "holdout": 0.05}
+    return tuple(train(TrainConfig(model=name, **config), device="cpu") for name in names)
+
+
+def attacked_set(seed: int, tier: str, detectors: tuple[Any, ...]) -> Any:
+    """Fakes of other people that all detectors call fake."""
+    import torch
+
+    from asmattack import drawn_set
+    from asmattack.bench import logits
+
+    faces = drawn_set(6 * ATTACKED[tier], seed=seed + 10_000)
+    right = torch.stack([logits(each, faces.pixels()).argmax(1) == 1 for each in detectors]).all(0)
+    return faces.subset((right & (faces.labels == 1)).nonzero().flatten()[: ATTACKED[tier]])
+
+
+def summary(rows: Any) -> dict[str, float]:
+    """Means over sources: white-box evasion, transfer to the others, distortion."""
+    mine = [row for row in rows if row.source == row.target]
+    across = [row for row in rows if row.source != row.target]
+
+    def mean(rows: list[Any], name: str) -> float:
+        return sum(getattr(row, name) for row in rows) / len(rows)
+
+    return {
+        "evasion": mean(mine, "evasion_rate"),
+        "transfer": mean(across, "evasion_rate"),
+        "PSNR": mean(mine, "psnr"),
+        "SSIM": mean(mine, "ssim"),
+        "L2": mean(mine, "l2"),
+        "area": mean(mine, "mask_area"),
+    }
+
+
+def bench(
+    detectors: tuple[Any, ...],
+    policies: tuple[Any, ...],
+    attack: str,
+    grid: tuple[float, ...],
+    seed: int,
+    method: Any = "saliency",
+) -> Any:
+    """A bench of one attack, with the area of the five fixed regions of each face."""
+    from asmattack import MaskConfig, MaskMaker
+    from asmattack.bench import Bench
+
+    maker = MaskMaker(config=MaskConfig(budget="fixed_area", method=method))
+    return Bench(detectors, attacks=(attack,), policies=policies, eps_grid=grid, maker=maker, seed=seed)
+
+
+def measure_regions(seed: int, tier: str, _place: Path) -> Measurement:
+    """Each policy at 4/255 and 8/255, white-box and by transfer."""
+    detectors = trained(seed, tier)
+    faces = attacked_set(seed, tier, detectors)
+    grid = (4 / 255, 8 / 255)
+    rows = list(bench(detectors, POLICIES, "pgd", grid, seed).run(faces).rows)
+    by_gradcam = bench(detectors, ("budget",), "pgd", grid, seed, "gradcam").run(faces).rows
+    rows += [replace(row, policy="budget Grad-CAM") for row in by_gradcam]
+    arms: dict[str, dict[str, float]] = {}
+    for arm in (*POLICIES, "budget Grad-CAM"):
+        arms[arm] = {}
+        for eps in grid:
+            found = summary([row for row in rows if (row.policy, row.eps) == (arm, eps)])
+            arms[arm] |= {f"{name} at {eps * 255:g}": value for name, value in found.items()}
+    return arms
+
+
+def measure_objectives(seed: int, tier: str, _place: Path) -> Measurement:
+    """The same mask and budget under other objectives and compositions, and the controls of equal distortion."""
+    from asmattack.bench import Bench
+    from asmattack.presets import PRESETS
+
+    detectors = trained(seed, tier)[:2]
+    faces = attacked_set(seed, tier, detectors)
+    PRESETS["paste"] = type(PRESETS["pgd"])(compose="paste")
+    arms = {}
+    for arm, policy, attack, eps in (
+        ("cross-entropy", "fixed", "pgd", 8.0),
+        ("pasted", "fixed", "paste", 8.0),
+        ("noise", "fixed", "noise", 8.0),
+        ("authors' setting", "fixed", "asma_official", 51.0),
+        ("cross-entropy, authors' budget", "fixed", "pgd", 51.0),
+        ("budget", "budget", "pgd", 8.0),
+    ):
+        arms[arm] = summary(bench(detectors, (policy,), attack, (eps / 255,), seed).run(faces).rows)
+    # Whole-image PGD shrunk to the length that the regional one had: by the root of the area.
+    shrunk = 8 / 255 * arms["budget"]["area"] ** 0.5
+    whole = Bench(detectors, policies=("full",), eps_grid=(shrunk,), seed=seed)
+    arms["whole image, equal length"] = summary(whole.run(faces).rows)
+    del PRESETS["paste"]
+    return arms
+
+
+def measure_hardening(seed: int, tier: str, _place: Path) -> Measurement:
+    """Adversarial fine-tuning against as many epochs of ordinary training, on faces that neither has seen."""
+    import copy
+
+    from asmattack import HardenConfig, TrainConfig, drawn_set
+    from asmattack.tasks import Detection, Hardening, accuracy
+    from asmattack.training import faces_of, fit
+
+    detector = trained(seed, tier)[0]
+    options: dict[str, Any] = {"images": 500, "epochs": 3, "seed": seed, "holdout": 0.05}
+    hardened, longer = copy.deepcopy(detector), copy.deepcopy(detector)
+    harden = HardenConfig(**options)
+    fit(Hardening(hardened, *faces_of(harden), harden), harden, None, False, "cpu")
+    plain = TrainConfig(learning_rate=1e-3, **options)
+    fit(Detection(longer, *faces_of(plain), plain), plain, None, False, "cpu")
+    faces = drawn_set(2 * ATTACKED[tier], seed=seed + 20_000)
+    arms = {}
+    for name, each in (("hardened", hardened), ("longer training", longer)):
+        rows = bench((each,), ("all_inner",), "pgd", (8 / 255,), seed).run(faces).rows
+        arms[name] = {"robust accuracy": rows[0].robust_acc, "clean accuracy": accuracy(each, faces)}
+    return arms
+
+
+def masked_against_plain() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Parse, score, select and attack inside the mask; and the bare loop of the same ten steps on the whole image."""
+    import torch
+    import torch.nn.functional as F
+
+    from asmattack import attack, drawn_set, preset
+    from asmattack.surrogates import surrogate
+
+    faces = drawn_set(32, 112)
+    images, labels = faces.pixels(), faces.labels
+    detector = surrogate("residual").eval().requires_grad_(requires_grad=False)
+
+    def plain() -> object:
+        adversarial = images
+        for _ in range(10):
+            adversarial = adversarial.detach().requires_grad_()
+            loss = F.cross_entropy(detector(adversarial), labels, reduction="sum")
+            step = torch.autograd.grad(loss, adversarial)[0].sign() * 2 / 255
+            adversarial = (images + (adversarial + step - images).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
+        return adversarial.detach()
+
+    return lambda: attack(detector, images, labels, config=preset("pgd")), plain
+
+
+def masked_against_library() -> tuple[Callable[[], object], Callable[[], object]]:
+    """The same, against the library's PGD."""
+    from asmattack import GlobalAttack
+
+    ours, _ = masked_against_plain()
+    from asmattack import drawn_set
+    from asmattack.surrogates import surrogate
+
+    faces = drawn_set(32, 112)
+    attack = GlobalAttack(surrogate("residual"), "global-pgd")
+    return ours, lambda: attack(faces.pixels(), faces.labels)
+
+
+def cafa_against_authors_loop() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Ten CAFA steps with frozen weights and the clean map kept; and as the authors' loop does, both passes with all gradients."""
+    import torch
+    import torch.nn.functional as F
+
+    from asmattack import RegionAttack, drawn_set, preset
+    from asmattack.objectives import class_activation_features_of_batch
+    from asmattack.surrogates import surrogate
+
+    faces = drawn_set(16, 112)
+    images, labels = faces.pixels(), faces.labels
+    detector = surrogate("residual").eval()
+    start = torch.empty_like(images).uniform_(-8 / 255, 8 / 255, generator=torch.Generator().manual_seed(0))
+
+    def resized(z: torch.Tensor) -> torch.Tensor:
+        found, features = detector.with_last_convolution(z)
+        maps = class_activation_features_of_batch(features, detector.head_weight()[found.argmax(1)])
+        return F.interpolate(maps, (32, 32), mode="bilinear", align_corners=False)
+
+    def authors() -> object:
+        adversarial = (images + start).clamp(0, 1)
+        for _ in range(10):
+            adversarial = adversarial.detach().requires_grad_()
+            loss = (resized(adversarial) - resized(images)).square().mean()
+            # All gradients, those of the weights too, as backward() computes them.
+            gradients = torch.autograd.grad(loss, [adversarial, *detector.parameters()], allow_unused=True)
+            step = gradients[0].sign() * 2 / 255
+            adversarial = (images + (adversarial + step - images).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
+        return adversarial.detach()
+
+    return lambda: RegionAttack(detector, preset("cafa")).run(images, labels, start=start), authors
+
+
+def _claim(
+    name: str,
+    statement: str,
+    source: str,
+    metric: str,
+    method: str,
+    baseline: str,
+    recorded: Mapping[str, Verdict],
+    experiment: str = "regions",
+    better: str = "higher",
+    remark: str = "",
+) -> Claim:
+    return Claim(
+        id=f"asmattack/{name}",
+        statement=statement,
+        source=source,
+        experiment=experiment,
+        metric=metric,
+        method=method,
+        baseline=baseline,
+        better="higher" if better == "higher" else "lower",
+        recorded=recorded,
+        remark=remark,
+    )
+
+
+SUITE = Suite(
+    "asmattack",
+    experiments=(
+        Experiment(
+            "asmattack",
+            "regions",
+            "Small detectors of drawn faces are attacked inside regions of equal area, chosen by activation or by chance; fakes that all detect.",
+            {"smoke": 2, "small": 5},
+            measure_regions,
+        ),
+        Experiment(
+            "asmattack",
+            "objectives",
+            "The same regions and budget with other objectives, compositions, and controls of equal distortion.",
+            {"small": 5},
+            measure_objectives,
+        ),
+        Experiment(
+            "asmattack",
+            "hardening",
+            "Adversarial fine-tuning inside the face's regions against as many epochs of ordinary training.",
+            {"small": 5},
+            measure_hardening,
+        ),
+    ),
+    claims=(
+        _claim(
+            "stealth",
+            "At equal eps, a change of local regions keeps a higher PSNR than one of the whole image.",
+            "abstract (imperceptible)",
+            "PSNR at 8",
+            "fixed",
+            "full",
+            {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+            remark="Arithmetic: -10 log10 of the area.",
+        ),
+        _claim(
+            "saliency-4",
+            "Regions chosen by saliency density fool the source more than random ones of the same area, at 4/255.",
+            "abstract (adaptive selection)",
+            "evasion at 4",
+            "budget",
+            "random",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.HOLDS},
+        ),
+        _claim(
+            "saliency-8",
+            "The same at 8/255.",
+            "abstract (adaptive selection)",
+            "evasion at 8",
+            "budget",
+            "random",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.HOLDS},
+        ),
+        _claim(
+            "gradcam-4",
+            "Regions chosen by Grad-CAM density fool the source more than random ones of the same area, at 4/255.",
+            "abstract (class activation values)",
+            "evasion at 4",
+            "budget Grad-CAM",
+            "random",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.INCONCLUSIVE},
+        ),
+        _claim(
+            "transfer-8",
+            "Regions chosen by saliency transfer better than random ones of the same area, at 8/255.",
+            "abstract (transferability)",
+            "transfer at 8",
+            "budget",
+            "random",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.HOLDS},
+        ),
+        _claim(
+            "per-image",
+            "A choice for each image beats one calibrated order, at 4/255.",
+            "README",
+            "evasion at 4",
+            "budget",
+            "calibrated",
+            {"smoke": Verdict.DOES_NOT_HOLD, "small": Verdict.HOLDS},
+        ),
+        _claim(
+            "ranking",
+            "Random regions fool more than the least activated ones of the same area, at 4/255 (control).",
+            "README",
+            "evasion at 4",
+            "random",
+            "worst",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.HOLDS},
+        ),
+        _claim(
+            "fixed-list",
+            "The published list of five regions fools more than random regions of the same area, at 4/255.",
+            "authors' code (merge_face.py)",
+            "evasion at 4",
+            "fixed",
+            "random",
+            {"smoke": Verdict.INCONCLUSIVE, "small": Verdict.DOES_NOT_HOLD},
+        ),
+        _claim(
+            "in-loop",
+            "The mask inside the iteration fools at least as much as pasting afterwards.",
+            "README",
+            "evasion",
+            "cross-entropy",
+            "pasted",
+            {"small": Verdict.HOLDS},
+            "objectives",
+        ),
+        _claim(
+            "cafa",
+            "The authors' feature objective fools more than cross-entropy in their own mask and budget (51/255).",
+            "authors' code (main.py)",
+            "evasion",
+            "authors' setting",
+            "cross-entropy, authors' budget",
+            {"small": Verdict.DOES_NOT_HOLD},
+            "objectives",
+        ),
+        _claim(
+            "equal-length",
+            "At equal length of the change, regions chosen by saliency transfer better than the whole image.",
+            "abstract (attack strength and stealth)",
+            "transfer",
+            "budget",
+            "whole image, equal length",
+            {"small": Verdict.INCONCLUSIVE},
+            "objectives",
+        ),
+        _claim(
+            "noise",
+            "Random signs in the same mask fool less than the attack (control).",
+            "README",
+            "evasion",
+            "noise",
+            "cross-entropy",
+            {"small": Verdict.HOLDS},
+            "objectives",
+            "lower",
+        ),
+        _claim(
+            "harden",
+            "Adversarial fine-tuning raises the accuracy under attack at 8/255 over as many epochs of ordinary training.",
+            "README",
+            "robust accuracy",
+            "hardened",
+            "longer training",
+            {"small": Verdict.HOLDS},
+            "hardening",
+        ),
+        _claim(
+            "harden-clean",
+            "It costs no clean accuracy.",
+            "README",
+            "clean accuracy",
+            "hardened",
+            "longer training",
+            {"small": Verdict.INCONCLUSIVE},
+            "hardening",
+        ),
+    ),
+    speeds=(
+        Speed(
+            "asmattack/overhead",
+            "Parsing, activation map, selection and masked PGD against bare PGD of the same ten steps (32 faces of 112 pixels).",
+            masked_against_plain,
+            target=1 / 1.5,
+        ),
+        Speed(
+            "asmattack/library",
+            "The same against PGD of torchattack.",
+            masked_against_library,
+            target=1 / 1.5,
+        ),
+        Speed(
+            "asmattack/cafa",
+            "Ten CAFA steps with frozen weights and the clean map kept, against the authors' loop (both passes, all gradients).",
+            cafa_against_authors_loop,
+            target=3.5,
+        ),
+    ),
+)

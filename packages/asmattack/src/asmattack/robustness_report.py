@@ -1,0 +1,267 @@
+"""What a bench found: rows, as JSON for machines, CSV, Markdown and one HTML page for people; limits and comparisons."""
+
+import base64
+import csv
+import importlib.metadata
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from tenfold import UserError
+from tenfold.config import from_dict
+from tenfold.files import write_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: gradients of `source`, answers of `target`. Rates are conditional on a right clean answer; in transfer rows
+    on that of all detectors.
+    """
+
+    source: str
+    target: str
+    attack: str
+    policy: str
+    eps: float
+    n: int
+    clean_acc: float
+    adv_acc: float
+    robust_acc: float
+    asr: float
+    ci_low: float
+    ci_high: float
+    evasion_rate: float
+    false_alarm_rate: float
+    mask_area: float
+    n_empty_mask: int
+    over_budget: int
+    zero_grad_fraction: float
+    psnr: float
+    psnr_inf: int
+    psnr_in_mask: float
+    ssim: float
+    l0: float
+    linf: float
+    l2: float
+    activation_in_mask: float
+    activation_shift_in: float
+    activation_shift_out: float
+    seconds: float
+
+
+SHOWN = (
+    "source",
+    "target",
+    "attack",
+    "policy",
+    "eps",
+    "n",
+    "clean_acc",
+    "asr",
+    "evasion_rate",
+    "false_alarm_rate",
+    "mask_area",
+    "psnr",
+    "ssim",
+)
+"""Columns for people."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One face for the page, height x width x 3 in 8 bits each.
+
+    Attributes:
+        title: what it is.
+        pictures: caption to picture: clean, mask, change magnified, attacked.
+    """
+
+    title: str
+    pictures: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of a bench.
+
+    Attributes:
+        rows: of the table.
+        seed: of the bench.
+        faces: how many were attacked.
+        unreadable: files that were passed over.
+        notes: what else a reader must know, such as the detectors' weights.
+    """
+
+    rows: tuple[Row, ...]
+    seed: int
+    faces: int
+    unreadable: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """Strict JSON; NaN and infinity become null."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "versions": {name: importlib.metadata.version(name) for name in ("asmattack", "torch", "timm")},
+                "seed": self.seed,
+                "faces": self.faces,
+                "wide_intervals": self.faces < 50,
+                "unreadable": list(self.unreadable),
+                "notes": dict(self.notes),
+                "rows": [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows],
+            },
+            indent=1,
+        )
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the JSON, whole or not at all."""
+        write_text(path, self.json())
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the rows as a table."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, [each.name for each in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        write_text(path, stream.getvalue())
+
+    def markdown(self) -> str:
+        """The columns for people as a Markdown table."""
+        lines = [f"| {' | '.join(SHOWN)} |", f"|{'---|' * len(SHOWN)}"]
+        lines += [f"| {' | '.join(shown(row, name) for name in SHOWN)} |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def to_markdown(self, path: str | Path) -> None:
+        """Write the Markdown table."""
+        write_text(path, self.markdown())
+
+    def matrix(self, attack: str, policy: str, eps: float) -> dict[str, dict[str, Row]]:
+        """Source to target to row: the transfer matrix of one attack."""
+        found: dict[str, dict[str, Row]] = {}
+        for row in self.rows:
+            if (row.attack, row.policy, row.eps) == (attack, policy, eps):
+                found.setdefault(row.source, {})[row.target] = row
+        return found
+
+    def html(self, examples: Sequence[Example] = ()) -> str:
+        """One page without script or reference to anything outside it."""
+        environment = Environment(
+            loader=PackageLoader("asmattack"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        settings = list(dict.fromkeys((row.attack, row.policy, row.eps) for row in self.rows))
+        matrices = [(shown_setting(*each), self.matrix(*each)) for each in settings]
+        pictures = [
+            (each.title, {name: data_url(picture) for name, picture in each.pictures.items()}) for each in examples
+        ]
+        return environment.get_template("report.html.j2").render(
+            report=self,
+            matrices=[each for each in matrices if len(each[1]) > 1],
+            columns=SHOWN,
+            shown=shown,
+            examples=pictures,
+        )
+
+    def to_html(self, path: str | Path, examples: Sequence[Example] = ()) -> None:
+        """Write the page, whole or not at all."""
+        write_text(path, self.html(examples))
+
+    def check(self, min_robust_acc: Mapping[str, float], max_transfer: float | None = None) -> list[str]:
+        """Broken limits, one line each.
+
+        Args:
+            min_robust_acc: `attack:levels` (such as `pgd:8`) to the least accuracy under white-box attack, over all policies.
+            max_transfer: largest success on a detector whose gradients were not used.
+
+        Raises:
+            UserError: a limit that no row can be held against.
+        """
+        broken = []
+        for key, least in min_robust_acc.items():
+            mine = [row for row in self.rows if row.source == row.target and f"{row.attack}:{row.eps * 255:g}" == key]
+            if not mine:
+                raise UserError(
+                    f"the report has no white-box row of {key}; it has {', '.join(sorted({f'{row.attack}:{row.eps * 255:g}' for row in self.rows}))}"
+                )
+            broken += [
+                f"{row.target} under {key}, {row.policy}: robust accuracy {row.robust_acc:.3f} < {least:g}"
+                for row in mine
+                if not row.robust_acc >= least
+            ]
+        if max_transfer is not None:
+            crossing = [row for row in self.rows if row.source != row.target]
+            if not crossing:
+                raise UserError("the report has no transfer row: it holds one detector")
+            broken += [
+                f"{row.source} to {row.target}, {row.attack}, {row.policy}: transfer {row.asr:.3f} > {max_transfer:g}"
+                for row in crossing
+                if not row.asr <= max_transfer
+            ]
+        return broken
+
+    def compare(self, other: "Report") -> list[tuple[Row, Row]]:
+        """Rows of both reports with the same source, target, attack, policy and budget: before and after."""
+
+        def key(row: Row) -> tuple[object, ...]:
+            return row.source, row.target, row.attack, row.policy, round(row.eps * 255, 3)
+
+        after = {key(row): row for row in other.rows}
+        return [(row, after[key(row)]) for row in self.rows if key(row) in after]
+
+
+def read_report(path: Path) -> Report:
+    """Read what `to_json` wrote.
+
+    Raises:
+        UserError: missing, or something else.
+    """
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(from_dict(_with_nan(row), Row, str(path)) for row in found["rows"])
+        return Report(rows, found["seed"], found["faces"], tuple(found["unreadable"]), found["notes"])
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no report of `asmattack eval`") from None
+
+
+def shown(row: Row, name: str) -> str:
+    """A cell for people: budgets in levels, rates with three digits."""
+    value = getattr(row, name)
+    if name == "eps":
+        return f"{value * 255:g}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def shown_setting(attack: str, policy: str, eps: float) -> str:
+    """An attack for people."""
+    return f"{attack}, {policy}, {eps * 255:g}/255"
+
+
+def data_url(picture: np.ndarray) -> str:
+    """An 8-bit picture as a PNG inside the page."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,5 @@
+"""Shape annotations are checked while the tests run."""
+
+import jaxtyping
+
+jaxtyping.install_import_hook("asmattack", "beartype.beartype")

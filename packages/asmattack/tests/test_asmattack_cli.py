@@ -1,0 +1,248 @@
+"""The command line end to end: every example as printed, on files as people have them, and one line for each mistake."""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asmattack.cli import app
+from tenfold.cli import examples_of, run
+from tenfold.images import write_image
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(place: Path, *arguments: str) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run(app, arguments)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+OWN = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder in which the examples of the training verbs have run."""
+    root = tmp_path_factory.mktemp("asmattack")
+    examples = examples_of(app)
+    for name in ("train", "harden", "train-generator"):
+        for line in examples[name]:
+            done = call(root, *shlex.split(line)[1:])
+            assert done.code == 0, f"{line}\n{done.stderr}"
+    (root / "own.py").write_text(OWN)
+    rng = np.random.default_rng(0)
+    for kind in ("real", "fake"):
+        for number in range(3):
+            write_image(root / f"crops/{kind}/{number}.png", rng.random((56, 56, 3)).astype(np.float32))
+    (root / "crops/fake/broken.png").write_bytes((root / "crops/fake/0.png").read_bytes()[:900])
+    return root
+
+
+def test_every_other_example_runs_as_printed(place: Path) -> None:
+    examples = examples_of(app)
+    for name in ("eval", "transfer", "attack", "regions", "mask", "check", "compare"):
+        for line in examples[name]:
+            done = call(place, *shlex.split(line)[1:])
+            assert done.code == 0, f"{line}\n{done.stderr}"
+            assert done.stdout.strip()
+    # `demo` trains to the end: the tests across packages run it.
+    assert set(examples) - {"info", "demo"} == {
+        *("train", "harden", "train-generator", "eval", "transfer", "attack", "regions", "mask", "check", "compare")
+    }
+    rows = json.loads((place / "report/report.json").read_text())["rows"]
+    assert len(rows) == 2 * 2 * 5
+    assert {row["source"] for row in rows} == {"plain", "hard"}
+    assert not any(row["over_budget"] for row in rows)
+    page = (place / "report/report.html").read_text()
+    assert page.count("data:image/png") == 6 * 5
+    assert "Transfer: pgd, budget, 8/255" in page
+    assert "http" not in page
+    with Image.open(next((place / "attacked").glob("*.png"))) as picture:
+        assert picture.text["asma:adversarial"].startswith("pgd 8/255 budget")
+    with Image.open(next((place / "masks").glob("*.png"))) as labels:
+        assert np.asarray(labels).max() <= 18
+
+
+def test_own_detectors_timm_models_and_real_files(place: Path) -> None:
+    weights = place / "small.safetensors"
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(
+        {
+            f"module.{key}": value
+            for key, value in timm.create_model("mobilenetv3_small_050", num_classes=2).state_dict().items()
+        },
+        weights,
+    )
+    done = call(
+        place, "eval", "own.py:build", f"timm:mobilenetv3_small_050@{weights}", "runs/plain", "--data", "crops",
+        "--out", "mixed", "--policies", "budget", "--attacks", "fgsm", "--generator", "runs/generator",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert "passed over" in done.stdout
+    assert "broken.png" in done.stdout
+    assert len(json.loads((place / "mixed/report.json").read_text())["rows"]) == 9
+    assert call(place, "mask", "--data", "crops", "--out", "labels").code == 0
+    again = call(place, "attack", "runs/plain", "--data", "crops", "--parser", "masks:labels", "--out", "again")
+    # Only the first of two pictures with one name has a map of its own: names are what maps are found by.
+    assert again.code == 0, again.stderr
+    hardened = call(place, "harden", "own.py:build", "--out", "runs/own", "--preset", "tiny", "--epochs", "1")
+    assert hardened.code == 0, hardened.stderr
+    assert call(place, "regions", "runs/own", "--images", "12", "--out", "own.json").code in (0, 2)
+    assert call(place, "check", "mixed/report.json", "--max-transfer", "-1").code == 3
+
+
+def test_mistakes_are_one_line_and_leave_nothing(place: Path) -> None:
+    for name in ("empty", "small", "wide", "broken"):
+        for kind in ("real", "fake"):
+            (place / name / kind).mkdir(parents=True, exist_ok=True)
+    for kind in ("real", "fake"):
+        write_image(place / f"small/{kind}/one.png", np.zeros((1, 1, 3), np.float32))
+        write_image(place / f"wide/{kind}/wide.png", np.zeros((64, 80, 3), np.float32))
+        (place / f"broken/{kind}/x.png").write_bytes(b"no picture")
+    (place / "table.csv").write_text("path,label\ncrops/real/0.png,perhaps\n")
+    (place / "columns.csv").write_text("file\nx\n")
+    (place / "points.csv").write_text("path,label,landmarks\ncrops/real/0.png,real,1 2 3\n")
+    (place / "file").write_text("")
+    (place / "other").mkdir(exist_ok=True)
+    (place / "other/config.json").write_text('{"width": "wide"}')
+    (place / "bad.json").write_text("[1]")
+    (place / "bad.safetensors").write_bytes(b"no weights")
+    swapped = place / "runs/swapped"
+    swapped.mkdir(parents=True, exist_ok=True)
+    (swapped / "config.json").write_text('{"architecture": "plain"}')
+    (swapped / "model.safetensors").write_bytes((place / "runs/residual/model/model.safetensors").read_bytes())
+    before = {path for path in place.rglob("*") if path.is_file()}
+    good = ("eval", "runs/plain", "--images", "8")
+    for arguments, word in (
+        (("eval",), "at least one"),
+        (("eval", "nowhere"), "no such folder"),
+        (("eval", "runs/swapped"), "another network"),
+        (("eval", "other"), "no detector"),
+        (("eval", "empty"), "no detector"),
+        (("eval", "timm:nonsense"), "timm:nonsense"),
+        (("eval", "timm:mobilenetv3_small_050@bad.safetensors"), "neither safetensors"),
+        (("eval", "own.py:nothing"), "neither a module"),
+        (("eval", "own.py:missing"), "cannot be imported"),
+        (("eval", "missing.py:build"), "no file"),
+        ((*good, "--data", "nowhere"), "nowhere"),
+        ((*good, "--data", "empty"), "no picture"),
+        ((*good, "--data", "small"), "1x1"),
+        ((*good, "--data", "wide"), "square"),
+        ((*good, "--data", "broken"), "cannot be read"),
+        ((*good, "--data", "table.csv"), "perhaps"),
+        ((*good, "--data", "columns.csv"), "no column"),
+        ((*good, "--data", "points.csv"), "ten numbers"),
+        ((*good, "--eps", "0.03"), "say 8 for 8/255"),
+        ((*good, "--eps", "-2"), "negative"),
+        ((*good, "--attacks", "nope"), "no attack"),
+        ((*good, "--attacks", "global-nope"), "no attack"),
+        ((*good, "--parser", "nope"), "--parser nope"),
+        ((*good, "--parser", "masks:nowhere"), "no such folder"),
+        ((*good, "--parser", "segformer:nowhere"), "geometric parser"),
+        ((*good, "--steps", "0"), "--steps"),
+        ((*good, "--generator", "runs/plain"), "no mask generator"),
+        (("transfer", "runs/plain"), "at least two"),
+        (("transfer", "runs/plain", "runs/plain"), "a name of its own"),
+        (("attack", "runs/plain", "--save-examples", "-1"), "negative"),
+        (("attack", "nowhere"), "no such folder"),
+        (("regions", "nowhere"), "no such folder"),
+        (("mask", "--data", "empty"), "no picture"),
+        (("train", "--model", "giant"), "no surrogate"),
+        (("train", "--images", "2"), "images is 2"),
+        (("train", "--batch-size", "5000"), "larger than"),
+        (("train", "--data", "empty"), "no picture"),
+        (("harden", "nowhere"), "no such folder"),
+        (("train-generator", "runs/plain", "--width", "5"), "multiple of 4"),
+    ):
+        done = call(place, *arguments, "--out", "never")
+        assert done.code == 2, f"{arguments}\n{done.stdout}{done.stderr}"
+        lines = [line for line in done.stderr.splitlines() if "warning" not in line]
+        assert len(lines) == 1, done.stderr
+        assert word in lines[0], lines
+        assert {path for path in place.rglob("*") if path.is_file()} == before, arguments
+    for arguments, word in (
+        ((*good, "--out", "file"), "is a file"),
+        (("check", "bad.json", "--max-transfer", "1"), "no report"),
+        (("check", "report/report.json"), "give a limit"),
+        (("check", "report/report.json", "--min-robust-acc", "0.4@nope:8"), "no white-box row"),
+        (("compare", "bad.json", "bad.json"), "no report"),
+        (("train", "--out", "runs/plain", "--preset", "tiny"), "--resume"),
+    ):
+        done = call(place, *arguments)
+        assert done.code == 2, f"{arguments}\n{done.stdout}{done.stderr}"
+        assert word in done.stderr
+    assert {path for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_end_with_the_weights_of_one(place: Path) -> None:
+    from safetensors.torch import load_file
+
+    options = [
+        "--preset",
+        "tiny",
+        "--images",
+        "40",
+        "--epochs",
+        "1",
+        "--width",
+        "8",
+        "--no-flip",
+        "--precision",
+        "float32",
+    ]
+    whole = call(place, "train-generator", "runs/plain", "--out", "runs/one", "--device", "cpu", *options)
+    assert whole.code == 0, whole.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "asmattack",
+    ]
+    done = subprocess.run(
+        [*command, "train-generator", "runs/plain", "--out", "runs/two", "--device", "cpu", *options],
+        cwd=place,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(place / f"runs/{name}/model/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(abs(one[name] - two[name]).max() < 1e-4 for name in one)

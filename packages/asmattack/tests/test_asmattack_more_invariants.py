@@ -1,0 +1,403 @@
+"""Invariants of specification section 14 beyond budgets and masks: closed forms, scale, gradients, transfer, bad detectors."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from asmattack import (
+    ASMA,
+    GLOBAL_ATTACKS,
+    AttackConfig,
+    Detector,
+    GlobalAttack,
+    MaskConfig,
+    MaskMaker,
+    PrecomputedParser,
+    RegionAttack,
+    SegformerParser,
+    activation_map,
+    as_art,
+    attack,
+    dfdc_frames,
+    drawn_set,
+    preset,
+    read_faces,
+    region_mask,
+    region_scores,
+)
+from asmattack.bench import Bench
+from asmattack.checkpoint import load_weights
+from asmattack.geometric import TEMPLATE, parse_face
+from asmattack.iteration import accumulate
+from asmattack.label_names import fake_index_of
+from asmattack.metrics import AttackSuccessRate, attack_rates
+from asmattack.objectives import objective_loss
+from asmattack.parsers import check_label_maps
+from asmattack.region_attack import perturbations
+from asmattack.surrogates import surrogate
+from tenfold import UserError
+from tenfold.images import write_image
+
+FACES = drawn_set(6, 48, seed=3)
+IMAGES, LABELS = FACES.pixels(), FACES.labels
+MASK = region_mask(FACES.label_maps, (2, 4, 5, 6, 7)).float()
+DETECTOR = surrogate("plain", 1)
+
+
+def linear(size: int = 48, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 2))
+
+
+def test_a_linear_detector_moves_by_its_closed_form() -> None:
+    net = linear()
+    weight = net[1].weight.detach().view(2, 3, 48, 48)
+    direction = (weight[1 - LABELS] - weight[LABELS]).sign()
+    for steps in (1, 3, 7):
+        config = AttackConfig(eps=0.03, alpha=0.01, steps=steps, quantised=False, objective="margin")
+        expected = (IMAGES + min(steps * 0.01, 0.03) * direction * MASK).clamp(0, 1)
+        torch.testing.assert_close(RegionAttack(net, config)(IMAGES, LABELS, MASK), expected, atol=1e-6, rtol=0)
+
+
+def test_scaling_the_loss_or_the_mean_of_momentum_changes_nothing() -> None:
+    scaled = Detector(lambda x: DETECTOR(x))
+    by_three = Detector(lambda x: 3.0 * DETECTOR(x))
+    for config in (AttackConfig(objective="margin"), AttackConfig(objective="margin", momentum=1.0)):
+        one, three = (RegionAttack(each, config)(IMAGES, LABELS, MASK) for each in (scaled, by_three))
+        assert (one == three).float().mean() > 0.995
+    gradient, velocity = torch.randn_like(IMAGES) * MASK, torch.zeros_like(IMAGES)
+    ours = theirs = velocity
+    area = MASK.sum((1, 2, 3), keepdim=True)
+    for _ in range(3):
+        ours = accumulate(ours, gradient, 1.0)
+        theirs = theirs + gradient / (gradient.abs().sum((1, 2, 3), keepdim=True) / (3 * area))
+    assert torch.equal(ours.sign(), theirs.sign())
+
+
+def test_a_larger_mask_holds_more_gradient_and_lets_a_linear_loss_grow() -> None:
+    net = linear(seed=1)
+    small, large = region_mask(FACES.label_maps, (4, 5)).float(), MASK
+    loss = objective_loss("margin", Detector(net), IMAGES, LABELS)
+    z = IMAGES.clone().requires_grad_()
+    gradient = torch.autograd.grad(loss(z).sum(), z)[0].abs()
+    assert ((gradient * small).sum((1, 2, 3)) <= (gradient * large).sum((1, 2, 3))).all()
+    values = []
+    for mask, eps in ((small, 0.02), (large, 0.02), (large, 0.04)):
+        config = AttackConfig(eps=eps, quantised=False, objective="margin")
+        values.append(loss(RegionAttack(net, config)(IMAGES, LABELS, mask)))
+    assert (values[0] <= values[1] + 1e-5).all()
+    assert (values[1] <= values[2] + 1e-5).all()
+
+
+def test_a_soft_mask_bounds_each_pixel_and_a_binary_one_is_the_same_bitwise() -> None:
+    soft = torch.rand(MASK.shape, generator=torch.Generator().manual_seed(0)) * MASK
+    adversarial = RegionAttack(DETECTOR, AttackConfig(quantised=False))(IMAGES, LABELS, soft)
+    assert ((adversarial - IMAGES).abs() <= 8 / 255 * soft + 1e-7).all()
+    assert torch.equal(
+        RegionAttack(DETECTOR)(IMAGES, LABELS, MASK.bool()), RegionAttack(DETECTOR)(IMAGES, LABELS, MASK)
+    )
+
+
+def test_cafa_may_start_at_zero_only_when_told_and_then_changes_nothing() -> None:
+    config = AttackConfig(objective="cafa", allow_zero_start=True)
+    with pytest.warns(UserWarning, match="vanish"):
+        batch = RegionAttack(DETECTOR, config).run(IMAGES, LABELS, MASK)
+    assert torch.equal(batch.images, IMAGES)
+    assert batch.zero_gradient.all()
+
+
+def test_scores_ignore_scale_and_turn_with_the_face() -> None:
+    cam = torch.rand(FACES.label_maps.shape, generator=torch.Generator().manual_seed(2))
+    scores, double = region_scores(cam, FACES.label_maps), region_scores(2 * cam, FACES.label_maps)
+    torch.testing.assert_close(2 * scores.density.clamp(min=0), double.density.clamp(min=0))
+    flat = region_scores(torch.full_like(cam, 0.3), FACES.label_maps)
+    torch.testing.assert_close(flat.density[flat.area > 0], torch.full_like(flat.density[flat.area > 0], 0.3))
+    mirrored = torch.from_numpy(parse_face(TEMPLATE * 48, 48, 48))[None]
+    one = region_scores(cam[:1], mirrored).density
+    other = region_scores(cam[:1].flip(-1), mirrored).density
+    torch.testing.assert_close(one[:, [0, 2, 1, 4, 3]], other[:, :5])
+
+
+def test_every_candidate_occurs_and_a_turned_face_is_parsed_turned() -> None:
+    for side in (48, 64, 112):
+        found = set(np.unique(parse_face(TEMPLATE * side * (1.6 if side == 48 else 1.2) - 0.2 * side, side, side)))
+        assert {2, 4, 5, 6, 7, 10, 11, 12} <= found
+    points = TEMPLATE * 64
+    turned = 64 - points
+    assert (parse_face(turned, 64, 64)[::-1, ::-1] != parse_face(points, 64, 64)).mean() <= 1e-3
+    with pytest.raises(UserError, match="above the eyes"):
+        parse_face(points[[1, 0, 2, 3, 4]], 64, 64)
+
+
+@pytest.mark.parametrize("objective", ["ce", "margin", "cafa"])
+def test_input_gradients_are_central_differences_in_double_precision(objective) -> None:
+    torch.manual_seed(0)
+    # Smooth: a kink of ReLU inside the difference would be no fault of the gradient's.
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.Softplus(), nn.Conv2d(6, 8, 3, 2, 1), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    ).double()  # fmt: skip
+    detector = Detector(net).double()
+    x, y = IMAGES[:2, :, ::3, ::3].double(), LABELS[:2]
+    loss = objective_loss(objective, detector, x, y)
+    generator = torch.Generator().manual_seed(1)
+    z = (x + 0.05 * torch.randn(x.shape, dtype=torch.float64, generator=generator)).requires_grad_()
+    gradient = torch.autograd.grad(loss(z).sum(), z)[0]
+    for _ in range(3):
+        direction = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+        direction /= direction.norm()
+        with torch.no_grad():
+            numeric = (loss(z + 1e-4 * direction) - loss(z - 1e-4 * direction)).sum() / 2e-4
+        tolerance = 1e-3 if objective == "cafa" else 1e-5  # max(0, .) of cafa has kinks of its own
+        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=tolerance, abs=1e-10)
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx, _gradient):
+        raise AssertionError("a gradient of a target was taken")
+
+
+def test_a_target_is_only_asked() -> None:
+    target = Detector(lambda x: surrogate("residual", 2).eval()(NoBackward.apply(x)), name="target")
+    before = [each.clone() for each in DETECTOR.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = Bench([DETECTOR], [target], policies=("fixed",), steps=2).run(FACES)
+    assert [(row.source, row.target) for row in report.rows] == [("plain", "target")]
+    assert all(torch.equal(a, b) for a, b in zip(before, DETECTOR.parameters(), strict=True))
+    with pytest.raises(AssertionError, match="of a target"):
+        RegionAttack(target)(IMAGES, LABELS)
+
+
+def test_traces_tell_loss_and_first_success() -> None:
+    trace = RegionAttack(DETECTOR, AttackConfig(eps=0.2, steps=4)).trace(IMAGES, LABELS, MASK)
+    assert trace.loss.shape == (4, 6)
+    assert (trace.loss[-1] >= trace.loss[0] - 1e-6).all()
+    assert trace.queries == 4
+    already = DETECTOR.eval()(IMAGES).argmax(1) != LABELS
+    assert torch.equal(trace.first_success_step == 0, already)
+
+
+def test_what_is_not_finite_or_not_a_batch_is_refused() -> None:
+    broken = Detector(lambda x: torch.stack([x.mean((1, 2, 3)), (x.mean((1, 2, 3)) - 10).log()], 1))
+    with pytest.raises(UserError, match="image 0 is not finite"):
+        RegionAttack(broken)(IMAGES, LABELS)
+    for images, labels in ((IMAGES[:, :1], LABELS), (IMAGES[0], LABELS), (IMAGES, LABELS[:2]), (IMAGES, LABELS + 1)):
+        with pytest.raises(ValueError, match="expected"):
+            RegionAttack(DETECTOR)(images, labels)
+    eight_bit = RegionAttack(DETECTOR)(FACES.images, LABELS, MASK)
+    assert torch.equal(eight_bit, RegionAttack(DETECTOR)(IMAGES, LABELS, MASK))
+    for changes in ({"eps": -1.0}, {"alpha": 0.0}, {"steps": -1}, {"eps": float("nan")}, {"eot": 0}):
+        with pytest.raises(UserError):
+            AttackConfig(**changes)
+    with pytest.raises(UserError, match="no mask"):
+        attack(DETECTOR, IMAGES, LABELS, budget=1e-6)
+    with pytest.raises(UserError, match="0 to 18"):
+        check_label_maps(FACES.label_maps + 5, IMAGES)
+    with pytest.warns(UserWarning, match="nothing but class"):
+        check_label_maps(torch.zeros_like(FACES.label_maps), IMAGES)
+
+
+@pytest.mark.parametrize("name", GLOBAL_ATTACKS)
+def test_whole_image_baselines_of_the_library_run_inside_the_budget(name) -> None:
+    state = torch.get_rng_state()
+    batch = GlobalAttack(DETECTOR, name, 4 / 255, 3).run(IMAGES, LABELS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert batch.within_budget.all()
+    assert (batch.images != IMAGES).any()
+    assert all(each.grad is None and each.requires_grad for each in DETECTOR.parameters())
+
+
+def test_other_libraries_conventions() -> None:
+    attacker = ASMA(DETECTOR, eps=4 / 255, steps=2)
+    plain = attacker(IMAGES, LABELS)
+    assert 0 < (plain - IMAGES).abs().max() <= 4 / 255 + 1e-6
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+    inside = nn.Sequential(_Denormalise(mean, std), DETECTOR)
+    normalised = ASMA(inside, eps=4 / 255, steps=2)
+    normalised.set_normalization_used(mean, std)
+    shift, scale = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
+    again = normalised((IMAGES - shift) / scale, LABELS) * scale + shift
+    assert ((again - plain).abs() < 1e-4).float().mean() > 0.98
+    art = as_art(DETECTOR, eps=4 / 255).generate(IMAGES.numpy(), LABELS.numpy(), MASK.numpy())
+    assert np.array_equal(art, RegionAttack(DETECTOR, preset("pgd", 4 / 255))(IMAGES, LABELS, MASK).numpy())
+
+
+class _Denormalise(nn.Module):
+    def __init__(self, mean, std) -> None:
+        super().__init__()
+        self.mean, self.std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
+
+    def forward(self, x):
+        return x * self.std + self.mean
+
+
+def test_half_precision_gives_the_same_evasion() -> None:
+    faces = drawn_set(40, seed=8)
+    mask = region_mask(faces.label_maps, (2, 4, 5, 6, 7)).float()
+    rates = [
+        RegionAttack(DETECTOR, AttackConfig(precision=precision))
+        .run(faces.pixels(), faces.labels, mask)
+        .success.float()
+        .mean()
+        for precision in ("float32", "auto")
+    ]
+    assert abs(rates[0] - rates[1]) <= 0.025  # one face of forty
+
+
+def test_rates_over_batches_and_identical_answers() -> None:
+    logits = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(20) % 2
+    assert attack_rates(logits, logits, y).asr == 0
+    attacked = logits.flip(1)
+    metric = AttackSuccessRate()
+    for rows in torch.arange(20).split(7):
+        metric.update(logits[rows], attacked[rows], y[rows])
+    found = attack_rates(logits, attacked, y)
+    assert float(metric.compute()) == pytest.approx(found.asr)
+    gained = float(((logits.argmax(1) != y) & (attacked.argmax(1) == y)).float().mean())
+    assert found.asr_drop == pytest.approx(found.clean_acc * found.asr - gained, abs=1e-6)
+
+
+def test_segformer_and_transformers_detectors_from_folders(tmp_path) -> None:
+    from transformers import (
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+        SegformerImageProcessor,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessor,
+    )
+
+    small = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2], "decoder_hidden_size": 16}  # fmt: skip
+    names = {i: f"{i}.png" for i in range(19)}
+    SegformerForSemanticSegmentation(SegformerConfig(**small, num_labels=19, id2label=names)).save_pretrained(
+        tmp_path / "parser"
+    )
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "parser")
+    with pytest.warns(UserWarning, match="by index"):
+        parser = SegformerParser(tmp_path / "parser")
+    labels = parser(IMAGES)
+    assert labels.shape == FACES.label_maps.shape
+    assert labels.max() <= 18
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8, id2label={0: "Fake", 1: "Real"})  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    detector = Detector.from_transformers(tmp_path / "vit")
+    assert (detector.fake_index, detector.input_size) == (0, 32)
+    assert activation_map(detector, IMAGES, method="gradcam").shape == labels.shape
+    assert detector.features(IMAGES).shape == (6, 16, 4, 4)
+    with pytest.raises(UserError, match="out of reach"):
+        Detector.from_transformers(tmp_path / "nothing")
+    for names in ({0: "A", 1: "B"}, {0: "real", 1: "fake", 2: "other"}):
+        with pytest.raises(UserError, match="labels"):
+            fake_index_of(names)
+    assert fake_index_of({0: "Deepfake", 1: "Realism"}) == 0
+    assert fake_index_of({0: "bonafide", 1: "attack"}) == 1
+
+
+def test_timm_models_checkpoints_and_gradcam_on_tokens(tmp_path) -> None:
+    detector = Detector.from_timm("mobilenetv3_small_050")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in detector.network.state_dict().items()}},
+        tmp_path / "c.pth",
+    )
+    again = Detector.from_timm("mobilenetv3_small_050", tmp_path / "c.pth").eval()
+    assert torch.equal(again(IMAGES[:1]), detector.eval()(IMAGES[:1]))
+    with pytest.raises(UserError, match="another network"):
+        load_weights(DETECTOR, tmp_path / "c.pth")
+    (tmp_path / "d.pth").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="neither"):
+        load_weights(DETECTOR, tmp_path / "d.pth")
+    flat = Detector(linear())
+    with pytest.warns(UserWarning, match="saliency is used"):
+        assert activation_map(flat, IMAGES, method="gradcam").shape == MASK[:, 0].shape
+
+
+def test_occlusion_scores_by_what_the_evidence_loses() -> None:
+    net = linear(seed=4)
+    found = MaskMaker(config=MaskConfig(method="occlusion"))(Detector(net), IMAGES, FACES.label_maps)
+    weight = (net[1].weight[1] - net[1].weight[0]).detach().view(3, 48, 48)
+    drop = (weight * (IMAGES - IMAGES.mean((2, 3), keepdim=True))).sum(1)
+    expected = torch.stack([(drop * (FACES.label_maps == k)).sum((1, 2)) for k in found.scores.candidates], 1)
+    ranks = lambda values: (values[:, :, None] > values[:, None]).sum(2)  # noqa: E731
+    present = found.scores.area > 0
+    assert torch.equal(ranks(found.scores.density)[present.all(1)], ranks(expected)[present.all(1)])
+
+
+def test_label_maps_manifests_and_the_authors_layout(tmp_path) -> None:
+    for i in range(4):
+        picture = IMAGES[i].permute(1, 2, 0).numpy()
+        write_image(tmp_path / f"frames/video{i}/000.jpg", picture)
+        np.save(tmp_path / f"{i}.npy", FACES.label_maps[i].numpy())
+        write_image(tmp_path / f"{i}.png-not-a-map.png", picture)
+    points = " ".join(f"{each:.2f}" for each in (TEMPLATE * 48).flatten())
+    table = "path,label,group,landmarks,mask\n" + "".join(f"frames/video{i}/000.jpg,{'fake' if i % 2 else 'real'},v{i},{points},{i}.npy\n" for i in range(4))  # fmt: skip
+    (tmp_path / "faces.csv").write_text(table)
+    faces = read_faces(tmp_path / "faces.csv")
+    assert torch.equal(faces.label_maps, FACES.label_maps[:4])
+    assert faces.landmarks.shape == (4, 5, 2)
+    assert faces.groups == ("v0", "v1", "v2", "v3")
+    parser = PrecomputedParser(tmp_path, "bisenet")
+    assert (
+        parser(IMAGES[:1], names=["0.jpg"])
+        == torch.where(FACES.label_maps[:1] == 10, 2, parser(IMAGES[:1], names=["0.jpg"]))
+    ).all()
+    with pytest.raises(UserError, match="no label map"):
+        parser(IMAGES[:1], names=["9.jpg"])
+    (tmp_path / "dfdc.csv").write_text(
+        "name,is_fake,n_frame,set_name\nvideo0.mp4,0,4,test\nvideo1.mp4,1,20,test\nvideo2.mp4,1,20,val\n"
+    )
+    frames = dfdc_frames(tmp_path / "dfdc.csv", tmp_path, "test")
+    assert frames.labels.tolist() == [0, 1]
+    with pytest.raises(UserError, match="no frame"):
+        dfdc_frames(tmp_path / "dfdc.csv", tmp_path, "holiday")
+
+
+def test_the_same_seed_gives_the_same_report_without_times() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reports = [
+            Bench(
+                [DETECTOR], policies=("random", "calibrated"), attacks=("cafa", "noise"), steps=2, batch_size=size
+            ).run(FACES)
+            for size in (6, 6)
+        ]
+    rows = [[replace(row, seconds=0.0) for row in report.rows] for report in reports]
+    assert str(rows[0]) == str(rows[1])
+
+
+def test_the_velocity_decays_by_mu() -> None:
+    velocity, gradient = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    mean = gradient.abs().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(accumulate(velocity, gradient, 0.5), 0.5 * velocity + gradient / mean)
+
+
+def test_what_lies_outside_the_mask_reaches_neither_the_velocity_nor_the_warning() -> None:
+    """The projection alone would hide it: a gradient outside would still weigh one step against another."""
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :4] = 1
+    x, outside = torch.full((2, 3, 8, 8), 0.5), 1 - mask
+    weight = torch.randn(2, 3, 8, 8)
+    config = AttackConfig(steps=3, momentum=1.0, start="zero")
+    states = list(perturbations(lambda z: (z * outside).flatten(1).sum(1), x, mask, config))
+    assert states[0].zero_gradient is not None
+    assert states[0].zero_gradient.all()
+    runs = [
+        list(
+            perturbations(
+                lambda z, s=s: (z.square() * (mask * weight + s * outside)).flatten(1).sum(1), x, mask, config
+            )
+        )
+        for s in (0.0, 100.0)
+    ]
+    for one, two in zip(*runs, strict=True):
+        torch.testing.assert_close(one.delta, two.delta)

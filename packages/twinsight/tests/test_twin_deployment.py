@@ -1,0 +1,100 @@
+"""One SuperLink and two SuperNodes as processes of their own, started by `flwr run`, give what one process gives."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenfold.config import load_preset
+from twinsight.config import SERVER_KEYS, FederationConfig, from_run_config
+from twinsight.federation import load_model
+from twinsight.simulation import simulate
+
+PACKAGE = Path(__file__).parents[1]
+PROGRAMS = Path(sys.executable).parent
+SMALL = {"preset": "tiny", "clients": 2, "labelled": 1, "clients-per-round": 2, "rounds": 1, "alpha": 5.0}
+
+
+def test_the_run_configuration_has_every_field_and_leaves_it_to_the_preset() -> None:
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))
+    config = project["tool"]["flwr"]["app"]["config"]
+    names = {field.name.replace("_", "-") for field in fields(FederationConfig)}
+    assert config.keys() == names | SERVER_KEYS | {"preset"}
+    assert from_run_config(config) == load_preset("twinsight", "small", FederationConfig, "simulate")
+    assert from_run_config(config | SMALL).alpha == 5.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        with socket.socket() as probe:
+            if process.poll() is not None or probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Generator[dict[str, str]]:
+    """The environment in which `flwr run` finds a SuperLink with two SuperNodes as the connection `site`."""
+    port = free_port()
+    (tmp_path / "config.toml").write_text(f'[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
+    environment = os.environ | {
+        # Flower's programs find one another by name.
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        log = running.enter_context((tmp_path / f"{command[0]}-{time.monotonic_ns()}.log").open("wb"))
+        process = subprocess.Popen(
+            [PROGRAMS / command[0], *command[1:]], env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        )
+        running.callback(process.wait, timeout=30)
+        running.callback(process.terminate)
+        return process
+
+    with ExitStack() as running:
+        superlink = start(
+            "flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(port)
+        )
+        wait_for_port(port, superlink)
+        for node in range(2):
+            start(
+                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+                "--node-config", f"partition-id={node} num-partitions=2",
+            )  # fmt: skip
+        yield environment
+
+
+def test_two_nodes_learn_what_one_process_learns(federation: dict[str, str], tmp_path: Path) -> None:
+    settings = " ".join(
+        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in SMALL.items()
+    )
+    settings += f' out="{tmp_path / "there"}" patience=120'
+    done = subprocess.run(
+        [PROGRAMS / "flwr", "run", PACKAGE, "site", "--stream", "--run-config", settings],
+        env=federation, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (tmp_path / "there/result.json").exists(), done.stdout[-3000:] + done.stderr[-2000:]
+    here = simulate(tmp_path / "here", from_run_config(dict(SMALL))).model.state_dict()
+    there = load_model(tmp_path / "there").state_dict()
+    for name, value in here.items():
+        # The nodes' processes may use another number of threads than this one.
+        torch.testing.assert_close(there[name], value, rtol=0, atol=1e-5)
