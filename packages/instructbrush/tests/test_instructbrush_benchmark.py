@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from instructbrush import (
     BaseOptions,
+    DinoFeatures,
     LearnConfig,
     PairSet,
     Scorer,
@@ -218,6 +220,18 @@ def test_half_a_guidance_is_said_to_be_off(pipe: Any) -> None:
     options = ApplyOptions(steps=1, guidance=1.0, image_guidance=1.5)
     with pytest.warns(UserWarning, match="guidance is off"):
         apply_instruction(pipe, Instruction.from_text(pipe, "x"), [Image.new("RGB", (32, 32))], options)
+
+
+def test_class_tokens_are_compared_at_the_models_own_size_and_scale() -> None:
+    torch.manual_seed(0)
+    dino = DinoFeatures.load("vit_tiny_patch16_224", pretrained=False)
+    images = torch.rand(2, 3, 48, 48)
+    model: Any = dino.model
+    inputs = (F.interpolate(images, 224, mode="bicubic", antialias=True).clamp(0, 1) - 0.5) / 0.5
+    assert torch.allclose(dino.images(images), model.forward_features(inputs)[:, 0], atol=1e-5)
+    scorer = Scorer(dino=dino)
+    assert scorer.measure(images, images, images)["dino"] == pytest.approx(1.0, abs=1e-6)
+    assert scorer.measure(images, images.flip(2), images)["dino"] < 0.9999
 
 
 def test_a_sheet_has_rows_and_margins() -> None:

@@ -57,7 +57,10 @@ def test_the_examples_of_every_help_run_as_printed(
         assert out.strip(), command
     for made in ("edit.safetensors", "two.safetensors", "edited/photo.png", "edited/grid.png", "scores.json"):
         assert (place / made).exists(), made
-    assert {"unchanged", "edited"} == set(json.loads((place / "scores.json").read_text())["scores"])
+    scores = json.loads((place / "scores.json").read_text())["scores"]
+    assert set(scores) == {"unchanged", "edited"}
+    assert scores["unchanged"]["clip-dir text"] == 0.0
+    assert scores["edited"]["clip-dir text"] != 0.0
     assert (place / "runs/editor/model/unet").is_dir()
     assert json.loads((place / "runs/bench/result.json").read_text())["summary"]["all"]["kv"]
 
@@ -123,6 +126,8 @@ BAD: dict[str, tuple[str, str]] = {
     "apply odd size": ("apply start.safetensors photo.jpg -o e --size 50", "multiple of 4"),
     "apply steps": ("apply start.safetensors photo.jpg -o e --steps 0", "steps 0"),
     "eval missing": ("eval start.safetensors nowhere", "nowhere"),
+    "eval no such model": ("eval start.safetensors pairs --dino nonsense", "nonsense"),
+    "eval one caption": ("eval start.safetensors pairs --captions photo", "captions"),
     "phrases missing": ("phrases nowhere", "nowhere"),
     "show missing": ("show nothing.safetensors", "nothing.safetensors"),
     "push nowhere": ("push start.safetensors not/a/name", "not/a/name"),

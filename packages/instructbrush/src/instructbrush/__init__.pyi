@@ -6,6 +6,7 @@ from .base import load_editor as load_editor
 from .benchmarking import run_bench as run_bench
 from .benchmarking import summarise as summarise
 from .clip_features import ClipFeatures as ClipFeatures
+from .dino_features import DinoFeatures as DinoFeatures
 from .editing import ApplyOptions as ApplyOptions
 from .editing import apply_instruction as apply_instruction
 from .editing import edit_batch as edit_batch

@@ -250,7 +250,9 @@ def _warn_of_another_base(learnt, editor) -> None:  # their types need torch
 
 
 @verb(
-    app, "instructbrush eval edit.safetensors pairs/", "instructbrush eval edit.safetensors pairs/ --json scores.json"
+    app,
+    "instructbrush eval edit.safetensors pairs/",
+    "instructbrush eval edit.safetensors pairs/ --captions photo 'warm photo' --json scores.json",
 )
 def eval(  # noqa: A001  # the verb's name
     instruction: Path,
@@ -259,6 +261,8 @@ def eval(  # noqa: A001  # the verb's name
     base: Base = BaseOptions(),  # noqa: B008  # frozen
     fit: Fit = "crop",
     lpips: bool = False,
+    dino: str | None = None,
+    captions: tuple[str, str] | None = None,
     json: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -269,6 +273,8 @@ def eval(  # noqa: A001  # the verb's name
         pictures: Pairs, as for learn.
         fit: Other shapes are cropped in the middle, or stretched.
         lpips: Also LPIPS; its AlexNet weights are fetched by torchvision.
+        dino: Also the cosine of class tokens of a timm model such as vit_base_patch16_224.dino.
+        captions: Two texts, what the pictures show before and after: also the direction between them in CLIP.
         json: Also write the table to this file.
         device: auto, cpu, cuda, ...
     """
@@ -276,6 +282,7 @@ def eval(  # noqa: A001  # the verb's name
 
     import torch
 
+    from instructbrush.dino_features import DinoFeatures
     from instructbrush.editing import edit_batch
     from instructbrush.pairs import PairSet, named_pairs
     from instructbrush.scores import Scorer, load_lpips, table
@@ -291,12 +298,9 @@ def eval(  # noqa: A001  # the verb's name
     edited = torch.cat(
         [edit_batch(editor.pipe, learnt, pairs.before[at : at + options.batch_size], options, at) for at in starts]
     )
-    perceptual = load_lpips() if lpips else None
-    if lpips and perceptual is None:
-        print("LPIPS: its weights are not here and cannot be fetched")
-    scorer = Scorer(editor.clip, perceptual)
+    scorer = Scorer(editor.clip, load_lpips() if lpips else None, DinoFeatures.load(dino) if dino else None)
     rows = {
-        name: scorer.measure(pairs.before, images, pairs.after)
+        name: scorer.measure(pairs.before, images, pairs.after, captions=captions)
         for name, images in (("unchanged", pairs.before), ("edited", edited))
     }
     print(f"{len(pairs)} pairs, CLIP: {editor.clip.name}\n{table(rows)}")
@@ -493,6 +497,7 @@ def run_(
     ),
     bank: Path | None = None,
     lpips: bool = False,
+    dino: str | None = None,
 ) -> None:
     """Learn and score methods on every effect of a benchmark.
 
@@ -501,10 +506,12 @@ def run_(
         methods: Repeat for several: copy, affine-color, text, visii, visii-strict, textual-inversion, text-embed, kv, kv-no-init, kv-caption, kv-j5, kv-4, kv-guided.
         bank: A text file of phrases for the initialisation.
         lpips: Also LPIPS; its AlexNet weights are fetched by torchvision.
+        dino: Also the cosine of class tokens of a timm model such as vit_base_patch16_224.dino.
     """
     from dataclasses import asdict
 
     from instructbrush.benchmarking import run_bench, summarise
+    from instructbrush.dino_features import DinoFeatures
     from instructbrush.phrases import read_bank
     from instructbrush.rivals import METHODS
     from instructbrush.scores import Scorer, load_lpips
@@ -516,9 +523,9 @@ def run_(
         raise UserError(f"--methods {unknown[0]}: there are {', '.join(METHODS)}")
     editor = _editor(base, options.device)
     phrase_bank = read_bank(bank, tiny=editor.embedded)
+    scorer = Scorer(editor.clip, load_lpips() if lpips else None, DinoFeatures.load(dino) if dino else None)
     record = BenchRecord(**asdict(recipe), root=str(root), base=base.base, methods=methods)
     folder = RunFolder.create(options.out, record, options.resume)
-    scorer = Scorer(editor.clip, load_lpips() if lpips else None)
     applied = ApplyOptions(seed=recipe.seed, batch_size=1)
     rows = run_bench(editor, found, methods, recipe, applied, scorer, folder, bank=phrase_bank, phrase_options=words)
     folder.finish({"summary": summarise(rows), "clip": editor.clip.name})

@@ -1,6 +1,5 @@
 """How near an edited picture is to the wanted one, and how well the edit goes the wanted way (paper §5; CLIP directions)."""
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from instructbrush.clip_features import ClipFeatures
+from instructbrush.dino_features import DinoFeatures
 from tenfold.errors import UserError
 
 CAP = 100.0
@@ -92,10 +92,12 @@ class Scorer:
     Attributes:
         clip: for the CLIP metrics; None leaves them out.
         lpips: LPIPS (AlexNet) where its weights are; None leaves it out.
+        dino: for the similarity of class tokens; None leaves it out.
     """
 
     clip: ClipFeatures | None = None
     lpips: torch.nn.Module | None = None
+    dino: DinoFeatures | None = None
 
     def measure(
         self,
@@ -125,6 +127,9 @@ class Scorer:
         if self.lpips is not None:
             with torch.no_grad():
                 scores["lpips"] = float(self.lpips(edited * 2 - 1, truth * 2 - 1))
+        if self.dino is not None:
+            tokens = self.dino.images(edited), self.dino.images(truth)
+            scores["dino"] = float(F.cosine_similarity(*tokens).mean())
         if self.clip is not None:
             scores |= self._clip_scores(source, edited, truth, train, captions)
         return scores
@@ -157,13 +162,18 @@ class Scorer:
         return scores
 
 
-def load_lpips() -> torch.nn.Module | None:
-    """LPIPS with AlexNet, where torchvision's weights are on disk or can be fetched; None where not."""
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+def load_lpips() -> torch.nn.Module:
+    """LPIPS with AlexNet, its weights on disk or fetched by torchvision.
 
-    with contextlib.suppress(OSError, RuntimeError, ImportError, ModuleNotFoundError):
+    Raises:
+        UserError: torchvision is missing, or the weights are not there and can not be fetched.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
         return LearnedPerceptualImagePatchSimilarity("alex").eval().requires_grad_(False)
-    return None
+    except (OSError, RuntimeError, ImportError) as error:
+        raise UserError(f"--lpips: needs torchvision and its AlexNet weights ({str(error).splitlines()[0]})") from None
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
