@@ -21,6 +21,7 @@ from instructbrush import (
     learning_preset,
     load_editor,
 )
+from instructbrush.cli import app
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.latents import LatentPairs
 from instructbrush.learning import draw_batch, step_order
@@ -29,6 +30,7 @@ from instructbrush.rivals import METHODS, recipe_of
 from instructbrush.scores import region_psnr
 from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
 from instructbrush.tiny.models import clip_processor
+from tenfold.cli import run
 from tenfold.errors import UserError
 from tenfold.images import write_image
 from tenfold.runs import RunFolder
@@ -171,18 +173,23 @@ def test_impossible_recipes_are_refused(pipe: Any, pairs: PairSet, tmp_path: Pat
     assert "finite" in message or not (tmp_path / "run").exists()
 
 
-def test_two_processes_learn_what_one_does(pairs: PairSet, model_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(
+    pairs: PairSet, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for index in range(len(pairs)):
         for member, images in enumerate((pairs.before, pairs.after)):
             write_image(tmp_path / f"pairs/{index}_{member}.png", images[index].permute(1, 2, 0).numpy())
     common = ["learn", "pairs", "--base", str(model_folder), "--preset", "tiny", "--precision", "float32", "--full"]
     common = [*common, "--init", "none", "--steps", "3", "--device", "cpu"]
+    with pytest.raises(SystemExit) as left:
+        run(app, [*common, "-o", "one.safetensors", "--run-folder", "run-one"])
+    assert not left.value.code
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "instructbrush", *common, "-o", "two.safetensors", "--run-folder", "run-two"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "instructbrush"]
-    for name, start in (("one", ["-m", "instructbrush"]), ("two", launch)):
-        command = [sys.executable, *start, *common, "-o", f"{name}.safetensors", "--run-folder", f"run-{name}"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     one, two = (Instruction.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name in one.keys:
         assert torch.allclose(one.keys[name], two.keys[name], atol=2e-4)
