@@ -1,11 +1,13 @@
 """Checkpoints in the layout of public InstructPix2Pix models: a tiny one, saved by diffusers on the spot, loads by folder."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -23,9 +25,11 @@ from instructbrush import (
     LearnConfig,
     PairSet,
     apply_instruction,
+    edit_batch,
     learn_instruction,
     load_editor,
 )
+from instructbrush.instruction import fingerprint
 from instructbrush.tiny.vocabulary import build_tokenizer
 from tenfold.errors import UserError
 
@@ -123,6 +127,29 @@ def test_a_text_to_image_model_is_refused(tmp_path: Path) -> None:
     folder = save_stable_diffusion(tmp_path / "plain", channels=4)
     with pytest.raises(UserError, match="has 4 input channels; an InstructPix2Pix-style UNet needs 8"):
         load_editor(BaseOptions(base=str(folder)), "cpu")
+
+
+def test_a_network_with_further_conditions_is_refused(pipe: Any) -> None:
+    pipe.unet.register_to_config(addition_embed_type="text_time")
+    try:
+        with pytest.raises(UserError, match="Stable Diffusion XL"):
+            Instruction.from_text(pipe, "make it dark")
+    finally:
+        pipe.unet.register_to_config(addition_embed_type=None)
+
+
+def test_weights_that_are_offloaded_layer_by_layer_edit_alike(tiny_model: Any) -> None:
+    pipe = tiny_model.pipeline()
+    instruction = Instruction.from_text(pipe, "make it dark", 4)
+    images = torch.rand(2, 3, 32, 32)
+    options = ApplyOptions(guidance=1.5, image_guidance=1.2, steps=2)
+    wanted = edit_batch(pipe, instruction, images, options)
+    pipe.unet = copy.deepcopy(pipe.unet)
+    fingerprint(pipe.unet)
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    assert pipe.unet.device.type == "meta"
+    assert torch.allclose(edit_batch(pipe, instruction, images, options), wanted, atol=1e-6)
+    assert instruction.check_compatible(pipe)
 
 
 def test_an_instruction_of_another_editor_is_refused_and_other_weights_are_noticed(

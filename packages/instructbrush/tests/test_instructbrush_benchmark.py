@@ -26,9 +26,9 @@ from instructbrush import (
     summarise,
 )
 from instructbrush.benchmarking import contact_sheet
-from instructbrush.editing import ApplyOptions, apply_instruction
+from instructbrush.editing import ApplyOptions, apply_instruction, result_names
 from instructbrush.instruction import Instruction
-from instructbrush.pairs import folder_pairs, named_pairs, squared
+from instructbrush.pairs import folder_pairs, named_pairs, read_rgb, rgb_of, squared
 from instructbrush.phrases import PhraseOptions, read_bank
 from instructbrush.scores import region_psnr
 from instructbrush.topbench import check
@@ -85,6 +85,43 @@ def test_pairs_that_are_none_are_refused(tmp_path: Path, files: dict, message: s
         write(tmp_path / name, shape=shape)
     with pytest.raises(UserError, match=message):
         PairSet.from_folder(tmp_path, 16)
+
+
+def test_pictures_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (20, 30), (255, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 255, 255))
+    clear.save(tmp_path / "clear.png")
+    assert np.array_equal(rgb_of(clear), read_rgb(tmp_path / "clear.png"))
+    turned = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert rgb_of(image).shape == (30, 20, 3)
+        assert np.array_equal(rgb_of(image), read_rgb(tmp_path / "turned.png"))
+    with pytest.raises(UserError, match="at least 8"):
+        rgb_of(Image.new("RGB", (7, 9)))
+    with pytest.raises(UserError, match="differ in size"):
+        PairSet.from_lists([Image.new("RGB", (20, 30))], [Image.new("RGB", (60, 16))], 32)
+
+
+def test_pairs_are_in_order_however_they_were_written_and_splits_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("10", "2", "1"):
+        for member in "10":
+            write(tmp_path / f"train/{name}_{member}.png")
+    assert PairSet.from_folder(tmp_path / "train", 16).ids == ("1", "2", "10")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match="name one of them"):
+        folder_pairs(tmp_path)
+
+
+def test_results_keep_their_places_and_never_share_one(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "b/x.jpg", "y.png"):
+        write(tmp_path / name)
+    names = result_names([tmp_path])
+    assert sorted(each.as_posix() for each in names.values()) == ["a/x.png", "b/x.png", "y.png"]
+    with pytest.raises(UserError, match="would have the name"):
+        result_names([tmp_path / "a", tmp_path / "b"])
 
 
 def test_pairs_without_an_edit_are_refused_and_odd_ones_warned_about() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from instructbrush import PatchAutoencoder
+from instructbrush import Instruction, PatchAutoencoder
 from instructbrush.cli import app, bench
 from tenfold.cli import examples_of, run
 from tenfold.images import write_image
@@ -47,11 +47,13 @@ def test_the_examples_of_every_help_run_as_printed(
 ) -> None:
     monkeypatch.chdir(place)
     verbs = examples_of(app)
-    order = ["learn", "apply", "eval", "phrases", "show", "train"]
+    order = ["learn", "apply", "eval", "phrases", "show", "pull", "train"]
     assert {name for name, lines in verbs.items() if lines} == {*order, "demo"}
     commands = [each for name in order for each in verbs[name]]
     commands += [each for name in ("make", "import", "check", "run", "report") for each in examples_of(bench)[name]]
     for command in commands:
+        if command.startswith("instructbrush pull"):
+            Instruction.load("edit.safetensors").save_pretrained("saved")
         code, out, err = call(capsys, *shlex.split(command)[1:])
         assert code == 0, (command, err)
         assert out.strip(), command
@@ -124,6 +126,9 @@ BAD: dict[str, tuple[str, str]] = {
     "apply bad picture": ("apply start.safetensors pickle.jpg -o e", "pickle.jpg"),
     "apply to file": ("apply start.safetensors photo.jpg -o photo.jpg", "photo.jpg"),
     "apply odd size": ("apply start.safetensors photo.jpg -o e --size 50", "multiple of 4"),
+    "apply over itself": ("apply start.safetensors pairs -o pairs", "overwritten"),
+    "apply two of a name": ("apply start.safetensors before after -o e", "name"),
+    "apply offload without GPU": ("apply start.safetensors photo.jpg -o e --offload model --device cpu", "--offload"),
     "apply steps": ("apply start.safetensors photo.jpg -o e --steps 0", "steps 0"),
     "eval missing": ("eval start.safetensors nowhere", "nowhere"),
     "eval no such model": ("eval start.safetensors pairs --dino nonsense", "nonsense"),
@@ -145,7 +150,7 @@ BAD: dict[str, tuple[str, str]] = {
 @pytest.fixture(scope="module")
 def bad(place: Path) -> Path:
     """Files that nothing can be done with, and an untrained instruction for the embedded editor."""
-    from instructbrush import Instruction, load_editor
+    from instructbrush import load_editor
 
     (place / "empty").mkdir()
     pairs = {"cut": "a_0.png", "dots": "a_0.png"}

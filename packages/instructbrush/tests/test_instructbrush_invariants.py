@@ -110,7 +110,10 @@ def test_the_network_is_left_as_it_was_also_after_an_error(pipe: Any, route: Any
     assert attachment_of(pipe.unet) is None
     assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())
     assert not pipe.unet._forward_pre_hooks
-    assert not any(attn.to_k._forward_hooks for attn in cross_attention_layers(pipe.unet).values())
+    assert not pipe.unet._forward_hooks
+    for attn in cross_attention_layers(pipe.unet).values():
+        assert not attn.to_k._forward_hooks
+        assert not attn.to_v._forward_hooks
     assert torch.equal(run(pipe, text), expected)
     assert all(torch.equal(value, weights[name]) for name, value in pipe.unet.state_dict().items())
 
@@ -172,11 +175,12 @@ def test_slots_permuted_together_and_a_constant_added_to_all_keys_change_nothing
     instruction, text = moved(Instruction.from_text(pipe, TEXT)), encode_text(pipe, "")
     with instruction.attach(pipe):
         expected = run(pipe, text)
-    order = torch.randperm(16)
+    draws = torch.Generator().manual_seed(0)
+    order = torch.randperm(16, generator=draws)
     keys, values = ({n: each[:, order] for n, each in part.items()} for part in (instruction.keys, instruction.values))
     with Instruction(keys, values, instruction.text_embedding, instruction.about).attach(pipe):
         assert torch.allclose(run(pipe, text), expected, atol=1e-5)
-    shifted = {name: each + torch.randn(each.shape[2]) for name, each in instruction.keys.items()}
+    shifted = {name: each + torch.randn(each.shape[2], generator=draws) for name, each in instruction.keys.items()}
     with Instruction(shifted, instruction.values, instruction.text_embedding, instruction.about).attach(pipe):
         assert torch.allclose(run(pipe, text), expected, atol=1e-4)
 
@@ -197,7 +201,7 @@ def test_a_file_gives_the_same_pictures_and_has_the_size_it_must(pipe: Any, tmp_
             result = run(pipe, text)
         if size == 4:
             assert torch.equal(result, expected)
-        assert (result - expected).norm() < 1e-2 * expected.norm()
+        assert (result - expected).norm() < 1e-3 * expected.norm()
     names = set(load_file(tmp_path / "4.safetensors"))
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.key" in names
 

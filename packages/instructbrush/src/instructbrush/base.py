@@ -1,16 +1,18 @@
 """The frozen editor: the embedded one, or any InstructPix2Pix-style checkpoint by folder or Hub name."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from instructbrush.clip_features import ClipFeatures
-from instructbrush.instruction import Pipeline, check_editor
+from instructbrush.instruction import Pipeline, check_editor, fingerprint
 from instructbrush.tiny.storage import is_tiny, load_tiny, shipped_model
 from tenfold.errors import UserError
 from tenfold.runs import pick_device
@@ -95,7 +97,7 @@ def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Edi
         UserError: no such folder, a damaged one, or a model that is no InstructPix2Pix.
     """
     options = options or BaseOptions()
-    where = pick_device(device)
+    where = _device(device)
     dtype = getattr(torch, options.weights)
     folder = shipped_model() if options.base == "tiny" else Path(options.base)
     if folder.name != "model" and (folder / "model" / "unet").is_dir():
@@ -115,14 +117,24 @@ def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Edi
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
+    fingerprint(pipe.unet)  # offloaded weights can no longer be read
     _place(pipe, options, where, dtype)
     return editor
+
+
+def _device(name: str) -> torch.device:
+    """Of several processes each has its own."""
+    if name == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = PartialState().device
+        assert found is not None
+        return found
+    return pick_device(name)
 
 
 def _from_diffusers(base: str, dtype: torch.dtype) -> Pipeline:
     try:
         pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            base, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+            base, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--base {base}: cannot load it as an InstructPix2Pix ({str(error).splitlines()[0]})") from None

@@ -101,7 +101,7 @@ def learn(
     Args:
         pictures: A folder of pairs (NAME_0 and NAME_1, or before/ and after/), two folders, or all pictures before and then all after.
         out: The .safetensors file to write.
-        init: Where it starts: phrases (what the edit adds and removes, found with CLIP), caption (of the after pictures), none, or an instruction in words.
+        init: Where it starts: phrases (what the edit adds and removes, found with CLIP), caption (of the after pictures, found likewise), none, or an instruction in words.
         bank: A text file of phrases to choose from, one a line.
         size: Side that pictures are brought to; the editor's own by default.
         fit: Other shapes are cropped in the middle, or stretched.
@@ -123,6 +123,7 @@ def learn(
     if options.resume and options.run_folder is None:
         raise UserError("--resume: name the run to continue with --run-folder")
     _writable(out)
+    _held(base)
     files = named_pairs(pictures)
     editor = _editor(base, options.device)
     if not editor.embedded and options.preset != "paper" and options.config is None and recipe.learning_rate > 0.01:
@@ -159,6 +160,11 @@ def learn(
         f"learnt from {len(pairs)} pairs in {recipe.steps} steps, loss {about.train['final_loss']:.4f}, "
         f"{time.perf_counter() - started:.1f} s -> {out} ({out.stat().st_size / 1024:.0f} KiB)"
     )
+
+
+def _held(base: BaseOptions) -> None:
+    if base.offload != "none":
+        raise UserError("--offload: is for apply and eval; learning holds the editor, --checkpointing saves memory")
 
 
 def _editor(base: BaseOptions, device: str):  # its type needs torch
@@ -214,23 +220,30 @@ def apply(
     import torch
 
     from instructbrush.benchmarking import contact_sheet
-    from instructbrush.editing import edit_files
+    from instructbrush.editing import edit_files, result_names
     from tenfold.images import write_image
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
+    names = result_names(pictures)
+    results = {(out / name).resolve(): path for path, name in names.items()}
+    if grid and (out / "grid.png").resolve() in results:
+        raise UserError(f"{out / 'grid.png'}: is a result's name too; leave --grid away or rename that picture")
+    if ours := [path for path in names if path.resolve() in results]:
+        raise UserError(f"{ours[0]}: would be overwritten; choose another --out")
     learnt, editor = _load(instruction), _editor(base, device)
     _warn_of_another_base(learnt, editor)
     started = time.perf_counter()
-    done = []
-    for each in edit_files(editor.pipe, learnt, pictures, options, size or editor.size, fit):
-        done.append(each)
-        write_image(out / f"{each.source.stem}.png", each.after.permute(1, 2, 0).numpy())
+    shown = []
+    for each in edit_files(editor.pipe, learnt, names, options, size or editor.size, fit):
+        write_image(out / each.name, each.after.permute(1, 2, 0).numpy())
+        if grid:
+            shown.append(each)
     if grid:
-        rows = [torch.stack([each.before for each in done]), torch.stack([each.after for each in done])]
+        rows = [torch.stack([each.before for each in shown]), torch.stack([each.after for each in shown])]
         write_image(out / "grid.png", contact_sheet(rows).permute(1, 2, 0).numpy())
-    plural = "s" * (len(done) != 1)
-    print(f"edited {len(done)} picture{plural} in {time.perf_counter() - started:.1f} s -> {out}")
+    plural = "s" * (len(names) != 1)
+    print(f"edited {len(names)} picture{plural} in {time.perf_counter() - started:.1f} s -> {out}")
 
 
 def _load(path: Path):  # its type needs torch
@@ -355,14 +368,16 @@ def show(instruction: Path) -> None:
 @contextlib.contextmanager
 def _hub_errors(repository: str) -> Generator[None]:
     """What the Hub refuses, as one line."""
+    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         yield
     except UserError:
         raise
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{repository}: {str(error).splitlines()[0]}") from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{repository}: {reason}") from None
 
 
 @verb(app)
@@ -379,7 +394,7 @@ def push(instruction: Path, repository: str, *, private: bool = False) -> None:
         print(learnt.push_to_hub(repository, private=private))
 
 
-@verb(app)
+@verb(app, "instructbrush pull saved/ -o fetched.safetensors")
 def pull(repository: str, *, out: Out = Path("edit.safetensors")) -> None:
     """Fetch an instruction from the Hub, or from a folder that save_pretrained wrote.
 
@@ -519,6 +534,7 @@ def run_(
     from tenfold.runs import RunFolder
 
     found = TopBench.read(root)
+    _held(base)
     if unknown := [each for each in methods if each not in METHODS]:
         raise UserError(f"--methods {unknown[0]}: there are {', '.join(METHODS)}")
     editor = _editor(base, options.device)

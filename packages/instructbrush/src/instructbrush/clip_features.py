@@ -47,7 +47,7 @@ class ClipFeatures:
         """
         try:
             return cls(
-                CLIPModel.from_pretrained(source).to(device).eval().requires_grad_(False),
+                CLIPModel.from_pretrained(source, use_safetensors=True).to(device).eval().requires_grad_(False),
                 CLIPImageProcessor.from_pretrained(source),
                 CLIPTokenizer.from_pretrained(source),
                 str(source),

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from instructbrush.instruction import Instruction, Pipeline, encode_text
-from instructbrush.pairs import Fit, read_rgb, squared
+from instructbrush.pairs import Fit, read_rgb, rgb_of, squared
 from tenfold.errors import UserError
 from tenfold.images import list_images
 from tenfold.runs import track
@@ -67,7 +67,7 @@ def edit_batch(
             "guidance is off: it needs an instruction scale above 1 and a picture scale of at least 1", stacklevel=2
         )
     text, null = _texts(pipe, instruction, options.extra)
-    count, device, dtype = len(images), pipe.unet.device, pipe.unet.dtype
+    count, device, dtype = len(images), pipe._execution_device, pipe.unet.dtype
     generators = [torch.Generator().manual_seed(options.seed + first + index) for index in range(count)]
     shape = (pipe.vae.config.latent_channels, *(side // pipe.vae_scale_factor for side in images.shape[-2:]))
     noise = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device, dtype)
@@ -117,11 +117,8 @@ def apply_instruction(
         size: side of the results; by default the editor's own.
         fit: how other shapes are made square.
     """
-    import numpy as np
-
     side = size or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    arrays = [np.asarray(each.convert("RGB"), dtype=np.float32) / 255 for each in images]
-    tensors = [squared(each, side, fit) for each in arrays]
+    tensors = [squared(rgb_of(each), side, fit) for each in images]
     options = options or ApplyOptions()
     done = []
     for start in range(0, len(tensors), options.batch_size):
@@ -135,35 +132,62 @@ class EditedFile:
     """A picture that was edited.
 
     Attributes:
-        source: the file.
+        name: where it belongs in the folder of results.
         before: what the editor saw.
         after: what it made of it.
     """
 
-    source: Path
+    name: Path
     before: Float[Tensor, "3 h w"]
     after: Float[Tensor, "3 h w"]
 
 
-def edit_files(
-    pipe: Pipeline, instruction: Instruction, sources: Sequence[Path], options: ApplyOptions, size: int, fit: Fit
-) -> Iterator[EditedFile]:
-    """Edit picture files and the pictures of folders, one after the other.
+def result_names(sources: Sequence[Path]) -> dict[Path, Path]:
+    """Each picture of some files and folders, and the name of its result: PNG, below folders as it lay below them.
 
     Raises:
-        UserError: nothing to edit, or an unreadable picture: it is named before anything is edited.
+        UserError: nothing to edit, or two pictures whose results would have one name.
     """
-    paths = [path for source in sources for path in list_images(source)]
-    if not paths:
+    names: dict[Path, Path] = {}
+    for source in sources:
+        for path in list_images(source):
+            names[path] = (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix(".png")
+    if not names:
         raise UserError("name at least one picture or folder")
+    taken: dict[Path, Path] = {}
+    for path, name in names.items():
+        if name in taken:
+            raise UserError(f"{path}: its result would have the name of that of {taken[name]} ({name})")
+        taken[name] = path
+    return names
+
+
+def edit_files(
+    pipe: Pipeline, instruction: Instruction, names: dict[Path, Path], options: ApplyOptions, size: int, fit: Fit
+) -> Iterator[EditedFile]:
+    """Edit picture files, a batch after the other.
+
+    Args:
+        pipe: the editor.
+        instruction: what to do.
+        names: from `result_names`.
+        options: how.
+        size: side of the results.
+        fit: how other shapes are made square.
+
+    Raises:
+        UserError: an unreadable picture: it is named before anything is edited.
+    """
     if size % pipe.vae_scale_factor or size < 8:
         raise UserError(f"--size {size}: must be a multiple of {pipe.vae_scale_factor}")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
-    tensors = [squared(read_rgb(path), size, fit) for path in track(paths, "reading")]
-    starts = range(0, len(paths), options.batch_size)
-    for start in track(starts, "editing"):
-        part = slice(start, start + options.batch_size)
-        edited = edit_batch(pipe, instruction, torch.stack(tensors[part]), options, start)
-        for path, before, after in zip(paths[part], tensors[part], edited, strict=True):
-            yield EditedFile(path, before, after)
+    paths = list(names)
+    for path in track(paths, "checking"):
+        read_rgb(path)
+    for start in track(range(0, len(paths), options.batch_size), "editing"):
+        part = paths[start : start + options.batch_size]
+        before = torch.stack([squared(read_rgb(path), size, fit) for path in part])
+        edited = edit_batch(pipe, instruction, before, options, start)
+        for path, first, second in zip(part, before, edited, strict=True):
+            yield EditedFile(names[path], first, second)

@@ -168,7 +168,9 @@ def cross_attention_layers(unet: nn.Module) -> dict[str, Any]:
 
 def project_text(attn: Any, text: Float[Tensor, "1 l c"]) -> tuple[Float[Tensor, "l d"], Float[Tensor, "l d"]]:
     """Keys and values that a layer makes of a text."""
-    text = text.to(attn.to_k.weight.device, attn.to_k.weight.dtype)
+    weight = attn.to_k.weight
+    # Offloaded layers fetch their weights, and move what they are given, when they are called.
+    text = text.to(weight.dtype) if weight.is_meta else text.to(weight.device, weight.dtype)
     text = attn.norm_encoder_hidden_states(text) if attn.norm_cross else text
     return attn.to_k(text)[0], attn.to_v(text)[0]
 

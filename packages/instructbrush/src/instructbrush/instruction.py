@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -76,13 +77,20 @@ class InstructionConfig:
     format_version: int = FORMAT
 
 
+_fingerprints: "weakref.WeakKeyDictionary[nn.Module, tuple[float, ...]]" = weakref.WeakKeyDictionary()
+
+
 def fingerprint(unet: nn.Module) -> tuple[float, ...]:
-    """Root mean squares of W_K and W_V of each cross-attention layer: near-equal for one model at any precision."""
-    return tuple(
-        float(f"{layer.weight.float().square().mean().sqrt().item():.6g}")
-        for attn in cross_attention_layers(unet).values()
-        for layer in (attn.to_k, attn.to_v)
-    )
+    """Root mean squares of W_K and W_V of each cross-attention layer: near-equal for one model at any precision.
+
+    Of weights that are offloaded layer by layer: what was found before.
+    """
+    layers = [layer for attn in cross_attention_layers(unet).values() for layer in (attn.to_k, attn.to_v)]
+    if not any(layer.weight.is_meta for layer in layers):
+        _fingerprints[unet] = tuple(
+            float(f"{layer.weight.float().square().mean().sqrt().item():.6g}") for layer in layers
+        )
+    return _fingerprints.get(unet, ())
 
 
 def check_editor(pipe: Pipeline) -> None:
@@ -95,6 +103,8 @@ def check_editor(pipe: Pipeline) -> None:
     if unet is None:
         raise UserError(f"{type(pipe).__name__}: not supported, it has no UNet with .attn2 layers")
     cross_attention_layers(unet)
+    if getattr(unet.config, "addition_embed_type", None) or getattr(unet.config, "encoder_hid_dim", None):
+        raise UserError("not supported: the UNet takes more than a text (Stable Diffusion XL and its kin)")
     latents = pipe.vae.config.latent_channels
     if unet.config.in_channels != 2 * latents:
         raise UserError(
@@ -115,7 +125,7 @@ def encode_text(pipe: Pipeline, text: str) -> Float[Tensor, "1 l c"]:
         text, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     mask = tokens.attention_mask if getattr(pipe.text_encoder.config, "use_attention_mask", False) else None
-    return pipe.text_encoder(tokens.input_ids.to(pipe.text_encoder.device), attention_mask=mask)[0]
+    return pipe.text_encoder(tokens.input_ids.to(pipe._execution_device), attention_mask=mask)[0]
 
 
 class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-editing", "instructbrush"]):
@@ -203,7 +213,7 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
     def attach(self, pipe: Pipeline, route: Route = "auto") -> Attachment:
         """Put the instruction into a pipeline; use as `with instruction.attach(pipe): ...`, or end it with `detach`.
 
-        Only the first group of guidance's three receives it.
+        Only the first group of guidance's three receives it. A direct call of the UNet counts as guided if the pipeline's last call was.
 
         Args:
             pipe: the editor, used as it is.
@@ -354,6 +364,8 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
             raise UserError(f"{path}: written by a newer version of this package")
         if missing := sorted(_expected(about) ^ tensors.keys()):
             raise UserError(f"{path}: not a whole instruction ({missing[0]} is missing or unknown)")
+        if tensors["text_embedding"].ndim != 3 or not all(each.isfinite().all() for each in tensors.values()):
+            raise UserError(f"{path}: holds numbers that are not finite, or a text that is none")
         keys = {name: tensors[f"{name}.key"].float() for name in about.layers}
         learned = {name: tensors[f"{name}.value"].float() for name in about.layers}
         for name, width in about.layers.items():

@@ -40,7 +40,7 @@ def encode_pairs(
     factor = pipe.vae_scale_factor
     if any(side % factor for side in before.shape[-2:]):
         raise UserError(f"pictures of {before.shape[-1]} x {before.shape[-2]}: sides must be multiples of {factor}")
-    device, dtype = pipe.vae.device, pipe.vae.dtype
+    device, dtype = pipe._execution_device, pipe.vae.dtype
 
     def encoded(images: Tensor) -> Tensor:
         parts = [pipe.vae.encode((each[None] * 2 - 1).to(device, dtype)).latent_dist.mode() for each in images]

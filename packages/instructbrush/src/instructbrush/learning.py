@@ -46,8 +46,9 @@ class LearnConfig:
         batch_size: pairs in each.
         learning_rate: constant after a warm-up.
         warmup: updates of linear warm-up.
-        tokens: text slots that are replaced (new words for textual-inversion); all by default.
-        partitions: parts of the time axis.
+        tokens: text slots that kv replaces; all by default.
+        partitions: parts of the time axis, each with keys and values of its own (kv).
+        words: new words that textual-inversion learns.
         loss: plain, or guided: through three-way guidance, as Visii does (three times the rows).
         loss_guidance: instruction scale in the guided loss.
         loss_image_guidance: picture scale in the guided loss.
@@ -67,6 +68,7 @@ class LearnConfig:
     warmup: int = 20
     tokens: int | None = None
     partitions: int = 5
+    words: int = 4
     loss: Literal["plain", "guided"] = "plain"
     loss_guidance: float = 7.5
     loss_image_guidance: float = 1.5
@@ -96,12 +98,16 @@ class LearnRecord(LearnConfig):
     Attributes:
         base: the editor.
         pairs: names of the pairs.
+        size: side of the pictures.
         init: how the initial text was asked for.
+        phrases: how its words were chosen.
     """
 
     base: str = ""
     pairs: tuple[str, ...] = ()
+    size: int = 0
     init: str = "phrases"
+    phrases: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ def learn_instruction(
         pipe: a `StableDiffusionInstructPix2PixPipeline`.
         pairs: before/after pictures.
         config: the recipe.
-        init: `phrases` (found with CLIP), `caption` (the after pictures' best phrases, as Visii starts), `none`, or an instruction in words.
+        init: `phrases` (found with CLIP), `caption` (the after pictures' best phrases, in place of Visii's optimised prompt), `none`, or an instruction in words.
         clip: for `phrases`, `caption` and visii.
         bank: the phrases to choose from; by default the list that the package ships.
         phrase_options: of the choice.
@@ -252,12 +258,19 @@ def learn_instruction(
     found = initial_text(pipe, pairs, init, clip, bank, phrase_options or PhraseOptions())
     direction = _visii_direction(pairs, clip) if config.method == "visii" else None
     space = initial_space(
-        pipe, config.space, found.text, config.tokens, config.partitions, config.method == "visii"
+        pipe, config.space, found.text, config.tokens, config.partitions, config.words, config.method == "visii"
     ).to(pipe.unet.device)
     folder = None
     if run is not None:
         named = init if isinstance(init, str) else "result" if init else "none"
-        record = LearnRecord(**asdict(config), base=str(about.get("base_model", "")), pairs=pairs.ids, init=named)
+        record = LearnRecord(
+            **asdict(config),
+            base=str(about.get("base_model", "")),
+            pairs=pairs.ids,
+            size=pairs.before.shape[-1],
+            init=named,
+            phrases=str(phrase_options or PhraseOptions()),
+        )
         if accelerator.is_main_process:
             RunFolder.create(run, record, resume)
         accelerator.wait_for_everyone()
@@ -303,7 +316,7 @@ def initial_text(
     if init in (None, "none", ""):
         return InitResult((), (), "")
     if init not in ("phrases", "caption"):
-        return InitResult((), (), str(init).removeprefix("text:"))
+        return InitResult((), (), str(init).removeprefix("text:").removeprefix("caption:"))
     if clip is None:
         raise UserError(f"--init {init}: needs a CLIP; give --clip, or start from none or from an instruction")
     if init == "caption":
@@ -328,6 +341,10 @@ def _visii_direction(pairs: PairSet, clip: ClipFeatures | None) -> tuple[Tensor,
     return direction.to(weight.device), weight
 
 
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 @contextlib.contextmanager
 def training_attention(unet: nn.Module, device: torch.device) -> Generator[None]:
     """On CPUs, plain products in the attention: the fused kernel's backward pass is several times slower there."""
@@ -343,6 +360,20 @@ def training_attention(unet: nn.Module, device: torch.device) -> Generator[None]
     finally:
         for module, processor in changed:
             module.set_processor(processor)
+
+
+@contextlib.contextmanager
+def frozen(pipe: Pipeline) -> Generator[None]:
+    """No weight of the editor collects gradients; afterwards all is as it was."""
+    parts = [part for part in (pipe.unet, pipe.vae, pipe.text_encoder) if part is not None]
+    thawed = [each for part in parts for each in part.parameters() if each.requires_grad]
+    for each in thawed:
+        each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in thawed:
+            each.requires_grad_(True)
 
 
 class _Inversion:
@@ -363,24 +394,26 @@ class _Inversion:
         decay = 1e-2 if config.strict_visii else 0.0
         self.optimiser = torch.optim.AdamW(space.parameters(), config.learning_rate, weight_decay=decay)
         self.bound = float(space.text().detach().abs().max())
-        null = encode_text(pipe, "") if config.guided else space.text().detach()
+        null = encode_text(pipe, "").to(self.device) if config.guided else space.text().detach()
         self.module = InversionStep(pipe.unet, space, null, config, direction)
         self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.recent: list[float] = []
+        # Gradients of a 16-bit network are too small for its numbers; the parameters are 32-bit.
+        self.loss_scale = 4096.0 if pipe.unet.dtype == torch.float16 else 1.0
 
     def finish(self, accelerator: Accelerator, folder: RunFolder | None, callback: Callback | None) -> float:
         """Make the updates that are left; returns the mean loss of the last line of the log."""
         config, unet = self.config, self.pipe.unet
-        unet.requires_grad_(False)
         training = unet.training
         start = self._restore(folder, accelerator.is_main_process)
         module = accelerator.prepare(self.module)
         share = config.batch_size // accelerator.num_processes
         rows = range(share * accelerator.process_index, share * (accelerator.process_index + 1))
-        recent: list[float] = []
         mean = float("nan")
         if start == config.steps and folder is not None:
             mean = next((line["loss"] for line in reversed(folder.lines()) if "loss" in line), mean)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(frozen(self.pipe))
             stack.enter_context(training_attention(unet, self.device))
             if config.checkpointing:
                 unet.train().enable_gradient_checkpointing()
@@ -392,12 +425,12 @@ class _Inversion:
             for step in track(left, "learning") if accelerator.is_main_process else left:
                 loss = module(draw_batch(self.latents, self.scheduler, config, step, rows, self.device))
                 value = self._update(accelerator, loss, step)
-                recent.append(value)
+                self.recent.append(value)
                 if callback is not None:
                     callback(step + 1, value)
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                    mean = sum(recent) / len(recent)
-                    recent.clear()
+                    mean = sum(self.recent) / len(self.recent)
+                    self.recent.clear()
                     if folder is not None and accelerator.is_main_process:
                         folder.log(step=step + 1, loss=mean)
                 if folder is not None and accelerator.is_main_process:
@@ -410,8 +443,14 @@ class _Inversion:
         config = self.config
         set_rate(self.optimiser, config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup)))
         self.optimiser.zero_grad()
-        accelerator.backward(loss)
+        accelerator.backward(loss * self.loss_scale)
         parameters = list(self.space.parameters())
+        for each in parameters:
+            if each.grad is not None:
+                each.grad /= self.loss_scale
+        value = loss.item()
+        if accelerator.num_processes > 1:
+            value = float(accelerator.reduce(loss.detach(), "mean"))
         if not all_finite([loss.detach(), *(each.grad for each in parameters if each.grad is not None)]):
             raise UserError(
                 f"step {step + 1}: the loss is not finite ({finite_norms(self.space)}); nothing was saved; "
@@ -419,18 +458,21 @@ class _Inversion:
             )
         if config.strict_visii:
             nn.utils.clip_grad_value_(parameters, self.bound)
-            if self.best is None or loss.item() < self.best[0]:
-                self.best = (loss.item(), copy.deepcopy(self.space.state_dict()))
+            if self.best is None or value < self.best[0]:
+                self.best = (value, copy.deepcopy(self.space.state_dict()))
         else:
             nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
-        if accelerator.num_processes == 1:
-            return loss.item()
-        return float(accelerator.reduce(loss.detach(), "mean"))
+        return value
 
     def _save(self, folder: RunFolder, step: int) -> None:
         if step % self.config.save_every == 0 or step == self.config.steps:
-            save_checkpoint(folder.checkpoints / "learn.safetensors", step, self.space.state_dict(), self.optimiser)
+            tensors = {f"space.{name}": value for name, value in self.space.state_dict().items()}
+            tensors["recent"] = torch.tensor(self.recent, dtype=torch.float64)
+            if self.best is not None:
+                tensors["best"] = torch.tensor(self.best[0], dtype=torch.float64)
+                tensors |= {f"best.{name}": value for name, value in self.best[1].items()}
+            save_checkpoint(folder.checkpoints / "learn.safetensors", step, tensors, self.optimiser)
 
     def _restore(self, folder: RunFolder | None, main: bool) -> int:
         found = (
@@ -439,7 +481,10 @@ class _Inversion:
         if found is None or folder is None:
             return 0
         step, tensors = found
-        self.space.load_state_dict(tensors)
+        self.space.load_state_dict(_below("space.", tensors))
+        self.recent = tensors["recent"].tolist()
+        if "best" in tensors:
+            self.best = (float(tensors["best"]), _below("best.", tensors))
         if main:
             folder.rewind(step)
         return step

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tenfold.data import pair_files
@@ -40,6 +40,21 @@ def squared(rgb: Float[np.ndarray, "h w 3"], size: int, fit: Fit) -> Float[Tenso
     eight_bit = Image.fromarray((rgb * 255).round().astype(np.uint8))
     resized = np.asarray(eight_bit.resize((size, size), Image.Resampling.LANCZOS), dtype=np.float32) / 255
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+
+
+def rgb_of(image: Image.Image) -> Float[np.ndarray, "h w 3"]:
+    """A PIL picture as `read_rgb` would read it.
+
+    Raises:
+        UserError: smaller than 8 pixels.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    if min(upright.size) < 8:
+        raise UserError(f"{upright.width} x {upright.height} pixels; a picture needs at least 8 a side")
+    return np.asarray(upright.convert("RGB"), dtype=np.float32) / 255
 
 
 def read_rgb(path: Path) -> Float[np.ndarray, "h w 3"]:
@@ -117,18 +132,17 @@ class PairSet:
         """Pairs of PIL pictures.
 
         Raises:
-            UserError: the lists differ in length, or are empty.
+            UserError: the lists differ in length or are empty, or the pictures of a pair differ in size.
         """
         if len(befores) != len(afters) or not befores:
             raise UserError(
                 f"{len(befores)} pictures before and {len(afters)} after: need as many of each, at least one"
             )
-        sides = [
-            torch.stack(
-                [squared(np.asarray(each.convert("RGB"), dtype=np.float32) / 255, size, fit) for each in images]
-            )
-            for images in (befores, afters)
-        ]
+        arrays = [[rgb_of(each) for each in images] for images in (befores, afters)]
+        for index, (before, after) in enumerate(zip(*arrays, strict=True)):
+            if before.shape != after.shape:
+                raise UserError(f"pair {index}: before and after differ in size; a pair shows the same place")
+        sides = [torch.stack([squared(each, size, fit) for each in images]) for images in arrays]
         return cls(tuple(f"{index:02d}" for index in range(len(befores))), *sides)
 
     def validate(self) -> None:
@@ -159,6 +173,8 @@ def folder_pairs(root: Path) -> list[tuple[Path, Path]]:
         raise UserError(f"{root}: no such folder")
     if (root / "before").is_dir() and (root / "after").is_dir():
         return pair_files(root / "before", root / "after")
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        raise UserError(f"{root}: holds train/ and test/; name one of them")
     members: dict[str, dict[str, Path]] = {}
     for path in list_images(root):
         match = MEMBER.match(path.relative_to(root).with_suffix("").as_posix())

@@ -1,6 +1,6 @@
 """The phrase bank, and the initial instruction from pictures."""
 
-import hashlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
+from transformers import CLIPModel
 
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.sensitivity import InitResult, Mode, initial_instruction, mean_similarity, pick_phrases
 from tenfold.errors import UserError
 
-_encoded: dict[tuple[int, str], Tensor] = {}
+_encoded: "weakref.WeakKeyDictionary[CLIPModel, dict[tuple[str, ...], Tensor]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def extract_phrases(
     counter = tokenizer or clip.tokenizer
 
     def fits(text: str) -> bool:
-        return len(counter(text).input_ids) <= counter.model_max_length
+        return len(counter(text, verbose=False).input_ids) <= counter.model_max_length
 
     if options.side == "after":
         similarity = mean_similarity(clip.images(after), features)
@@ -105,7 +106,7 @@ def extract_phrases(
 
 def _bank_features(words: tuple[str, ...], clip: ClipFeatures) -> Tensor:
     """Features of the bank, computed once in a process for each CLIP."""
-    key = (id(clip.model), hashlib.sha256("\n".join(words).encode()).hexdigest())
-    if key not in _encoded:
-        _encoded[key] = clip.texts(words)
-    return _encoded[key]
+    known = _encoded.setdefault(clip.model, {})
+    if words not in known:
+        known[words] = clip.texts(words)
+    return known[words]

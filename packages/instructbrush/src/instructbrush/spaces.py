@@ -121,13 +121,13 @@ class WordSpace(nn.Module):
         """The encoder's output with the new words in their places."""
 
         def place(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            parts = (output[:, : self.places.start], self.moving[None].to(output.dtype), output[:, self.places.stop :])
+            parts = (output[:, : self.places.start], self.moving[None].to(output), output[:, self.places.stop :])
             return torch.cat(parts, dim=1)
 
         encoder = self._encoder[0]
         handle = encoder.get_input_embeddings().register_forward_hook(place)
         try:
-            return encoder(self.ids)[0]
+            return encoder(self.ids.to(encoder.device))[0].to(self.moving.device)
         finally:
             handle.remove()
 
@@ -172,7 +172,9 @@ def edit_direction(before: Float[Tensor, "k d"], after: Float[Tensor, "k d"]) ->
     return nn.functional.normalize((after.mean(0) - before.mean(0))[None], dim=1)
 
 
-def initial_space(pipe: Pipeline, kind: str, text: str, tokens: int | None, partitions: int, own: bool) -> nn.Module:
+def initial_space(
+    pipe: Pipeline, kind: str, text: str, tokens: int | None, partitions: int, words: int, own: bool
+) -> nn.Module:
     """The parameters to learn, at the initial text.
 
     Raises:
@@ -182,7 +184,7 @@ def initial_space(pipe: Pipeline, kind: str, text: str, tokens: int | None, part
         return KeyValueSpace(Instruction.from_text(pipe, text, tokens, partitions))
     if kind == "text":
         return TextSpace(encode_text(pipe, text), own_tokens(pipe, text) if own else None)
-    return WordSpace(pipe, tokens or 4)
+    return WordSpace(pipe, words)
 
 
 def finite_norms(module: nn.Module) -> str:
