@@ -64,6 +64,8 @@ def test_the_examples_of_every_help_run_as_printed(
     assert scores["unchanged"]["clip-dir text"] == 0.0
     assert scores["edited"]["clip-dir text"] != 0.0
     assert (place / "runs/editor/model/unet").is_dir()
+    _, out, _ = call(capsys, "show", "edit.safetensors", "--distance")
+    assert float(next(line for line in out.splitlines() if line.startswith("mid_block")).split("|")[-1]) > 0
     assert json.loads((place / "runs/bench/result.json").read_text())["summary"]["all"]["kv"]
 
 

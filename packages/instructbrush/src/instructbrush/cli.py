@@ -353,16 +353,31 @@ def phrases(
     print(f"instruction: {found.text!r}")
 
 
-@verb(app, "instructbrush show edit.safetensors")
-def show(instruction: Path) -> None:
+@verb(app, "instructbrush show edit.safetensors", "instructbrush show edit.safetensors --distance")
+def show(
+    instruction: Path,
+    *,
+    distance: bool = False,
+    base: Base = BaseOptions(),  # noqa: B008  # frozen
+    device: str = "auto",
+) -> None:
     """Show what an instruction file holds.
 
     Args:
         instruction: A file that learn wrote, or a folder that pull wrote.
+        distance: Load the editor, and show how far each layer has gone from the initial text.
+        device: auto, cpu, cuda, ...
     """
     from instructbrush.inspection import describe
+    from instructbrush.instruction import Instruction
 
-    print(describe(_load(instruction)))
+    learnt, start = _load(instruction), None
+    if distance:
+        pipe = _editor(base, device).pipe
+        learnt.check_compatible(pipe)
+        about = learnt.about
+        start = Instruction.from_text(pipe, about.init_text, about.num_tokens, about.num_partitions)
+    print(describe(learnt, start))
 
 
 @contextlib.contextmanager

@@ -3,8 +3,13 @@
 from instructbrush.instruction import Instruction
 
 
-def describe(instruction: Instruction) -> str:
-    """Description, sizes, and the norms of keys and values by layer and partition."""
+def describe(instruction: Instruction, start: Instruction | None = None) -> str:
+    """A table of what an instruction is and holds.
+
+    Args:
+        instruction: to be described.
+        start: what its optimisation started from, for how far it has gone from there.
+    """
     about = instruction.about
     numbers = sum(each.numel() for part in (instruction.keys, instruction.values) for each in part.values())
     rows = {
@@ -24,10 +29,14 @@ def describe(instruction: Instruction) -> str:
     width = max(map(len, rows))
     lines = [f"{key:<{width}}  {value}" for key, value in rows.items()]
     lines += ["", f"{'layer':<60} width  mean |key| by partition | mean |value| by partition"]
+    gone = {} if start is None else instruction.distance_from(start)
+    if gone:
+        lines[-1] += " | moved by partition, relative"
     for name, size in about.layers.items():
         keys, values = (
             " ".join(f"{each:.2f}" for each in part[name].float().norm(dim=-1).mean(1).tolist())
             for part in (instruction.keys, instruction.values)
         )
-        lines.append(f"{name:<60} {size:>5}  {keys} | {values}")
+        moved = " | " + " ".join(f"{each:.2f}" for each in gone[name]) if gone else ""
+        lines.append(f"{name:<60} {size:>5}  {keys} | {values}{moved}")
     return "\n".join(lines)
