@@ -12,8 +12,11 @@ from PIL import Image
 
 from tadsr import converters
 from tadsr.cli import app
+from tadsr.evaluation import bicubic, evaluate, load_pair
+from tadsr.layouts import read_set
 from tadsr.networks import ResShiftUNet
 from tadsr.pipeline import TADSRPipeline
+from tadsr.resampling import to_eight_bits
 from tenfold import UserError
 from tenfold.cli import examples_of, run
 from tenfold.images import read_picture, write_image
@@ -153,6 +156,7 @@ def broken(folder):
         "distill photos photos --out run",
         "distill teacher empty --out run --preset tiny",
         "eval missing",
+        "eval photos --lpips-weights other.pth",
         "eval photos --layout imagenet-test",
         "eval photos --layout realsr",
         "compare empty",
@@ -171,6 +175,17 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, command, monkeypatch, c
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("tadsr: ") and "warning" not in line]) == 1
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_distance_of_ones_own_is_among_the_measures(tmp_path):
+    write_image(tmp_path / "a.png", np.random.default_rng(0).random((32, 32, 3)).astype(np.float32))
+
+    def distance(one, other):
+        return (one - other).abs().mean()
+
+    means = evaluate(read_set(tmp_path), {"bicubic": bicubic}, with_learned=False, lpips=distance)
+    pair = load_pair(read_set(tmp_path)[0])
+    assert means["bicubic"]["lpips"] == pytest.approx(float(distance(to_eight_bits(bicubic(pair.low)), pair.high)))
 
 
 def test_layouts(tmp_path, capsys):
