@@ -80,7 +80,7 @@ def test_every_other_example_runs_as_printed(place: Path) -> None:
         *("train", "harden", "train-generator", "eval", "transfer", "attack", "regions", "mask", "check", "compare")
     }
     rows = json.loads((place / "report/report.json").read_text())["rows"]
-    assert len(rows) == 2 * 2 * 5
+    assert len(rows) == 2 * 2 * 5 * 3
     assert {row["source"] for row in rows} == {"plain", "hard"}
     assert not any(row["over_budget"] for row in rows)
     page = (place / "report/report.html").read_text()

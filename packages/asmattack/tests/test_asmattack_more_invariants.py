@@ -34,10 +34,10 @@ from asmattack.checkpoint import load_weights
 from asmattack.geometric import TEMPLATE, parse_face
 from asmattack.iteration import accumulate
 from asmattack.label_names import fake_index_of
+from asmattack.masked_iteration import perturbations
 from asmattack.metrics import AttackSuccessRate, attack_rates
 from asmattack.objectives import objective_loss
 from asmattack.parsers import check_label_maps
-from asmattack.region_attack import perturbations
 from asmattack.surrogates import surrogate
 from tenfold import UserError
 from tenfold.images import write_image

@@ -25,6 +25,8 @@ class AttackRates:
         false_alarm_rate: asr over reals.
         asr_drop: clean_acc - adv_acc, what the authors' stored table looks like.
         n: right before, the denominator of asr.
+        n_fake: fakes among them, the denominator of evasion_rate.
+        n_real: reals among them, the denominator of false_alarm_rate.
     """
 
     clean_acc: float
@@ -35,6 +37,8 @@ class AttackRates:
     false_alarm_rate: float
     asr_drop: float
     n: int
+    n_fake: int
+    n_real: int
 
 
 def attack_rates(
@@ -67,6 +71,8 @@ def attack_rates(
         false_alarm_rate=conditional(counted & (y == 0)),
         asr_drop=clean - adversarial,
         n=int(counted.sum()),
+        n_fake=int((counted & (y == 1)).sum()),
+        n_real=int((counted & (y == 0)).sum()),
     )
 
 

@@ -1,5 +1,6 @@
 """How detectors, hardened detectors and mask generators are trained. Imports no network: the command line reads it for its options."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -134,6 +135,8 @@ def check_levels(eps: float) -> float:
     """
     if not eps >= 0:
         raise UserError(f"--eps {eps}: a budget cannot be negative")
+    if not math.isfinite(eps):
+        raise UserError(f"--eps {eps}: a budget is a finite number of levels")
     if 0 < eps < 1:
         raise UserError(f"--eps {eps:g} is below one level; it is counted in 1/255: say 8 for 8/255")
     return eps / 255
