@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from asmattack import (
     ASMA,
     GLOBAL_ATTACKS,
+    REGIONS,
     AttackConfig,
     Detector,
     GlobalAttack,
@@ -122,10 +125,46 @@ def test_scores_ignore_scale_and_turn_with_the_face() -> None:
     torch.testing.assert_close(one[:, [0, 2, 1, 4, 3]], other[:, :5])
 
 
-def test_every_candidate_occurs_and_a_turned_face_is_parsed_turned() -> None:
-    for side in (48, 64, 112):
-        found = set(np.unique(parse_face(TEMPLATE * side * (1.6 if side == 48 else 1.2) - 0.2 * side, side, side)))
-        assert {2, 4, 5, 6, 7, 10, 11, 12} <= found
+def test_a_mirrored_face_has_mirrored_scores() -> None:
+    net = linear(seed=6)
+    with torch.no_grad():
+        for row in net[1].weight.view(2, 3, 48, 48):
+            row.copy_((row + row.flip(-1)) / 2)
+    one = activation_map(Detector(net), IMAGES)
+    other = activation_map(Detector(net), IMAGES.flip(-1))
+    torch.testing.assert_close(other.flip(-1), one, atol=1e-5, rtol=0)
+    sides = torch.tensor([0, 2, 1, 4, 3, 5, 6, 7])  # the candidates' columns, left and right exchanged
+    names = torch.arange(19)
+    names[[4, 5, 6, 7]] = torch.tensor([5, 4, 7, 6])
+    scores = region_scores(one, FACES.label_maps).density
+    mirrored = region_scores(other, names[FACES.label_maps].flip(-1)).density
+    torch.testing.assert_close(mirrored[:, sides], scores, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    side=st.integers(48, 160),
+    distance=st.floats(15, 30),
+    across=st.floats(0, 1),
+    down=st.floats(0, 1),
+    turn=st.floats(-15, 15),
+)
+def test_every_candidate_occurs_from_48_pixels_and_15_between_the_eyes(side, distance, across, down, turn) -> None:
+    """Anywhere in the picture, a little turned, down to the smallest face that the specification allows."""
+    points = (TEMPLATE - TEMPLATE[:2].mean(0)) * 320 / 75 * distance
+    angle = np.deg2rad(turn)
+    points = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    # Room for brows above, lips below, the eyes' ends beside.
+    reach = 0.9 * distance
+    low, high = points.min(0) - reach / 2, points.max(0) + reach / 2
+    room = side - (high - low)
+    if (room < 0).any():
+        return
+    placed = points - low + room * np.array([across, down])
+    assert {2, 4, 5, 6, 7, 10, 11, 12} <= set(np.unique(parse_face(placed, side, side)))
+
+
+def test_a_turned_face_is_parsed_turned() -> None:
     points = TEMPLATE * 64
     turned = 64 - points
     assert (parse_face(turned, 64, 64)[::-1, ::-1] != parse_face(points, 64, 64)).mean() <= 1e-3
@@ -145,14 +184,26 @@ def test_input_gradients_are_central_differences_in_double_precision(objective) 
     loss = objective_loss(objective, detector, x, y)
     generator = torch.Generator().manual_seed(1)
     z = (x + 0.05 * torch.randn(x.shape, dtype=torch.float64, generator=generator)).requires_grad_()
+
+    def kinks(at: torch.Tensor) -> list[torch.Tensor]:
+        """Which side of every kink of cafa's max and argmax a point is on."""
+        logits, features = detector.with_last_convolution(at)
+        predicted = logits.argmax(1)
+        maps = features * detector.head_weight()[predicted][:, :, None, None]
+        return [predicted, maps > 0, maps.flatten(1).argmax(1)]
+
     gradient = torch.autograd.grad(loss(z).sum(), z)[0]
-    for _ in range(3):
+    directions = 0
+    while directions < 3:
         direction = torch.randn(x.shape, dtype=torch.float64, generator=generator)
         direction /= direction.norm()
         with torch.no_grad():
-            numeric = (loss(z + 1e-4 * direction) - loss(z - 1e-4 * direction)).sum() / 2e-4
-        tolerance = 1e-3 if objective == "cafa" else 1e-5  # max(0, .) of cafa has kinks of its own
-        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=tolerance, abs=1e-10)
+            ends = z - 1e-4 * direction, z + 1e-4 * direction
+            if not all(torch.equal(a, b) for a, b in zip(*map(kinks, ends), strict=True)):
+                continue
+            numeric = (loss(ends[1]) - loss(ends[0])).sum() / 2e-4
+        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=1e-5, abs=1e-10)
+        directions += 1
 
 
 class NoBackward(torch.autograd.Function):
@@ -286,6 +337,13 @@ def test_segformer_and_transformers_detectors_from_folders(tmp_path) -> None:
     with pytest.warns(UserWarning, match="by index"):
         parser = SegformerParser(tmp_path / "parser")
     labels = parser(IMAGES)
+    right = {i: name for name, i in REGIONS.items()}
+    parser.network.config.id2label = right
+    parser.network.save_pretrained(tmp_path / "named")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "named")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(SegformerParser(tmp_path / "named")(IMAGES), labels)  # names change nothing
     assert labels.shape == FACES.label_maps.shape
     assert labels.max() <= 18
     config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8, id2label={0: "Fake", 1: "Real"})  # fmt: skip

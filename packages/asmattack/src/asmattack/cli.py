@@ -1,5 +1,7 @@
 """The command line: verbs parse, call and print. `asmattack --help` lists them."""
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -58,8 +60,18 @@ def _measurable(report: Any) -> Any:
 
 
 def _fresh(out: Path) -> Path:
+    """A folder that can be made, before anything is computed for it."""
     if out.is_file():
         raise UserError(f"{out}: is a file; choose a folder for --out")
+    return _below_folders(out)
+
+
+def _below_folders(out: Path) -> Path:
+    for parent in out.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise UserError(f"{out}: cannot write below {parent}; choose another --out")
+            break
     return out
 
 
@@ -287,6 +299,9 @@ def regions(
 
     faces = faces or FaceOptions()
     fraction = check_levels(eps)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file for --out")
+    _below_folders(out)
     (loaded,), data, maker = faces.detectors((detector,), fake_index), faces.faces(), faces.maker()
     rows = region_vulnerability(loaded, data, maker, fraction)
     write_text(out, json.dumps(rows, indent=1))
@@ -337,7 +352,11 @@ def check(report: Path, *, min_robust_acc: Names = (), max_transfer: float | Non
         try:
             limits[key] = float(value)
         except ValueError:
-            raise UserError(f"--min-robust-acc {each}: expected ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8") from None
+            limits[key] = math.nan
+        if not math.isfinite(limits[key]):
+            raise UserError(f"--min-robust-acc {each}: expected ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8")
+    if max_transfer is not None and math.isnan(max_transfer):
+        raise UserError("--max-transfer nan: expected a rate")
     if not limits and max_transfer is None:
         raise UserError("give a limit: --min-robust-acc or --max-transfer")
     broken = read_report(report).check(limits, max_transfer)

@@ -50,6 +50,8 @@ class FaceOptions:
         from asmattack.drawn import drawn_set
         from asmattack.sets import read_faces
 
+        if not 0 <= self.seed < 2**62:
+            raise UserError(f"--seed {self.seed}: must lie in [0, 2**62)")
         if self.data is not None:
             return read_faces(self.data, size=self.size)
         if self.images < 2:

@@ -1,6 +1,7 @@
 """Face crops with labels: folders, manifests, and the DFDC frame layout of the authors (specification section 6)."""
 
 import csv
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -124,8 +125,8 @@ def _from_manifest(path: Path) -> Iterator[_Entry]:
             points = tuple(float(each) for each in (row.get("landmarks") or "").replace(",", " ").split())
         except ValueError:
             points = (0.0,)
-        if points and len(points) != 10:
-            raise UserError(f"{path}: row {number}: landmarks are ten numbers, x y of five points")
+        if points and (len(points) != 10 or not all(map(math.isfinite, points))):
+            raise UserError(f"{path}: row {number}: landmarks are ten numbers, x y of five points, all finite")
         mask = path.parent / row["mask"] if row.get("mask") else None
         yield _Entry(path.parent / row["path"], label, row.get("group") or "", points or None, mask)
 
