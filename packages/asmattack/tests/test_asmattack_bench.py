@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from asmattack import (
@@ -29,10 +30,12 @@ from asmattack.bench import Bench
 from asmattack.examples import write_examples, write_masks
 from asmattack.fingerprints import data_hash, weights_hash
 from asmattack.geometric import TEMPLATE, GeometricParser, parse_face
+from asmattack.mask_generator import generator_loss
 from asmattack.metrics import wilson
+from asmattack.region_attack import within_budget
 from asmattack.robustness_report import read_report
 from asmattack.surrogates import surrogate
-from asmattack.tasks import Hardening
+from asmattack.tasks import Hardening, HardeningLoss
 from asmattack.treatments import parse_treatment, treated
 from tenfold import UserError
 from tenfold.images import write_image
@@ -274,3 +277,66 @@ def test_landmarks_that_are_not_finite_are_refused() -> None:
         with pytest.raises(UserError):
             AttackConfig(**{name: float("inf") if name != "momentum" else float("nan")})
     assert preset("pgd", 0.0).eps == 0
+
+
+def test_a_soft_mask_that_is_pasted_bounds_each_pixel() -> None:
+    soft = 0.5 * MASK
+    moved = RegionAttack(undecided(), AttackConfig(eps=0.1, compose="paste", quantised=False))(IMAGES, LABELS, soft)
+    assert 0 < (moved - IMAGES).abs().max() <= 0.05 + 1e-6
+
+
+def test_the_check_of_the_budget_sees_each_way_of_breaking_it() -> None:
+    x, mask = torch.full((1, 3, 8, 8), 128 / 255), torch.zeros(1, 1, 8, 8)
+    mask[:, :, :4] = 1
+    linf, l2 = AttackConfig(eps=2 / 255), AttackConfig(eps=0.1, norm="l2")
+
+    def changed(row: int, levels: float) -> torch.Tensor:
+        moved = x.clone()
+        moved[:, :, row] += levels / 255
+        return moved
+
+    for config, good, bad in ((linf, 2, 3), (l2, 4, 6)):  # 24 values of 4 levels have a length of 0.077, of 6 of 0.115
+        assert within_budget(x, changed(0, good), mask, config).all()
+        assert not within_budget(x, changed(0, bad), mask, config).any()
+        assert not within_budget(x, changed(6, good), mask, config).any()
+        assert not within_budget(x, changed(0, good) + 1, mask, config).any()
+
+
+def test_transfer_counts_the_faces_that_all_detectors_get_right(report) -> None:
+    two, found = report
+    with torch.no_grad():
+        right = torch.stack([each(IMAGES).argmax(1) == LABELS for each in two])
+    shared = int(right.all(0).sum())
+    assert shared < int(right[0].sum())
+    for row in found.rows:
+        if row.after == "none":
+            own = int(right[[each.name for each in two].index(row.target)].sum())
+            assert row.n == (own if row.source == row.target else shared)
+
+
+def test_masks_grow_and_soften_on_request() -> None:
+    plain = MaskMaker()(undecided(), IMAGES, FACES.label_maps).mask
+    grown = MaskMaker(config=MaskConfig(dilate=1))(undecided(), IMAGES, FACES.label_maps).mask
+    soft = MaskMaker(config=MaskConfig(feather=1))(undecided(), IMAGES, FACES.label_maps).mask
+    assert (grown >= plain).all()
+    assert grown.sum() > plain.sum()
+    assert ((soft > 0) & (soft < 1)).any()
+
+
+def test_a_detector_whose_first_output_means_fake_is_turned_with_its_head() -> None:
+    net = surrogate("plain", 1).eval().network
+    one, other = Detector(net), Detector(net, fake_index=0)
+    assert torch.equal(one(IMAGES).flip(1), other(IMAGES))
+    assert torch.equal(one.head_weight().flip(0), other.head_weight())
+
+
+def test_the_losses_of_training_weigh_their_parts() -> None:
+    detector, attacked = undecided(), IMAGES.flip(-1)
+    clean, adversarial = (F.cross_entropy(detector(each), LABELS) for each in (IMAGES, attacked))
+    found = HardeningLoss(detector, 0.25)(IMAGES, attacked, LABELS)
+    torch.testing.assert_close(found, 0.25 * clean + 0.75 * adversarial)
+    classes, activation, maps = torch.randn(2, 19, 4, 4), torch.randn(2, 4, 4), torch.rand(2, 4, 4)
+    labels = torch.randint(19, (2, 4, 4))
+    of_map = -(maps * activation.sigmoid().log() + (1 - maps) * (1 - activation.sigmoid()).log()).mean()
+    of_class = -classes.log_softmax(1).gather(1, labels[:, None]).mean()
+    torch.testing.assert_close(generator_loss(classes, activation, labels, maps), of_class + of_map)

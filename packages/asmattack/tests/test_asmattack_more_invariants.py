@@ -31,11 +31,12 @@ from asmattack import (
     read_faces,
     region_mask,
     region_scores,
+    select_regions,
 )
 from asmattack.bench import Bench
 from asmattack.checkpoint import load_weights
 from asmattack.geometric import TEMPLATE, parse_face
-from asmattack.iteration import accumulate
+from asmattack.iteration import accumulate, diversify, project_l2
 from asmattack.label_names import fake_index_of
 from asmattack.masked_iteration import perturbations
 from asmattack.metrics import AttackSuccessRate, attack_rates
@@ -459,3 +460,51 @@ def test_what_lies_outside_the_mask_reaches_neither_the_velocity_nor_the_warning
     ]
     for one, two in zip(*runs, strict=True):
         torch.testing.assert_close(one.delta, two.delta)
+
+
+def test_a_budget_between_two_levels_is_rounded_down() -> None:
+    batch = RegionAttack(DETECTOR, AttackConfig(eps=2.6 / 255)).run(IMAGES, LABELS, MASK)
+    assert ((batch.images - IMAGES).abs() * 255).round().max() == 2
+    assert batch.within_budget.all()
+
+
+def test_a_change_inside_the_ball_keeps_its_length() -> None:
+    x = torch.full((2, 3, 8, 8), 0.5)
+    mask = torch.ones(2, 1, 8, 8)
+    short = 0.001 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(project_l2(x, short, mask, 1.0), short, atol=1e-7, rtol=0)
+    long = project_l2(x, 100 * short, mask, 0.5)
+    torch.testing.assert_close(long.flatten(1).norm(dim=1), torch.full((2,), 0.5), atol=1e-5, rtol=0)
+
+
+def test_input_diversity_moves_as_many_images_as_it_should() -> None:
+    z = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for probability in (0.0, 0.2, 1.0):
+        moved = diversify(z, probability, torch.Generator().manual_seed(1))
+        share = float((moved != z).flatten(1).any(1).float().mean())
+        assert share == pytest.approx(probability, abs=0.06)
+
+
+def test_a_start_inside_a_soft_mask_fills_its_budget_evenly() -> None:
+    """Clipping uniform noise to a smaller budget would pile it up at the ends."""
+    x, half = torch.full((2, 3, 32, 32), 0.5), torch.full((2, 1, 32, 32), 0.5)
+    config = AttackConfig(eps=0.1, steps=0, start="uniform")
+    (state,) = perturbations(lambda z: z.flatten(1).sum(1), x, half, config)
+    assert state.delta.abs().max() <= 0.05 + 1e-6
+    assert float((state.delta.abs() > 0.0499).float().mean()) < 0.01
+
+
+def test_saliency_is_the_gradient_of_the_difference() -> None:
+    net = linear(seed=5)
+    weight = (net[1].weight[1] - net[1].weight[0]).detach().view(3, 48, 48).abs().sum(0)
+    expected = (weight - weight.min()) / (weight.max() - weight.min())
+    for target in (0, 1):
+        torch.testing.assert_close(activation_map(Detector(net), IMAGES[:1], target)[0], expected, atol=1e-5, rtol=0)
+
+
+def test_the_worst_regions_are_those_that_the_opposite_map_would_choose() -> None:
+    cam = torch.rand(FACES.label_maps.shape, generator=torch.Generator().manual_seed(4))
+    scores, opposite = (region_scores(each, FACES.label_maps) for each in (cam, 1 - cam))
+    worst = select_regions(scores, FACES.label_maps, "worst", budget=0.05).mask
+    assert torch.equal(worst, select_regions(opposite, FACES.label_maps, "budget", budget=0.05).mask)
+    assert not torch.equal(worst, select_regions(scores, FACES.label_maps, "budget", budget=0.05).mask)
