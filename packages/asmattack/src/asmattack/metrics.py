@@ -9,8 +9,6 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics import Metric
 
-from tenfold import UserError
-
 
 @dataclass(frozen=True)
 class AttackRates:
@@ -157,20 +155,3 @@ class AttackSuccessRate(Metric):
     def compute(self) -> Float[Tensor, ""]:
         """Wrong after, of those right before; NaN when none was."""
         return self.fooled / self.right
-
-
-def lpips(clean: Float[Tensor, "n 3 h w"], adversarial: Float[Tensor, "n 3 h w"]) -> float:
-    """Mean LPIPS (AlexNet) of pixels in [0, 1], by torchmetrics.
-
-    Raises:
-        UserError: torchvision, or its AlexNet weights, are not on this machine and cannot be fetched.
-    """
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        measure = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"LPIPS needs torchvision and its AlexNet weights, which are not here and cannot be fetched ({str(error).splitlines()[0]})"
-        ) from None
-    return float(measure(clean, adversarial))
