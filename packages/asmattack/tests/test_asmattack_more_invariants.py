@@ -508,3 +508,11 @@ def test_the_worst_regions_are_those_that_the_opposite_map_would_choose() -> Non
     worst = select_regions(scores, FACES.label_maps, "worst", budget=0.05).mask
     assert torch.equal(worst, select_regions(opposite, FACES.label_maps, "budget", budget=0.05).mask)
     assert not torch.equal(worst, select_regions(scores, FACES.label_maps, "budget", budget=0.05).mask)
+
+
+def test_a_region_that_takes_exactly_the_budget_fits() -> None:
+    labels = torch.zeros(1, 10, 10, dtype=torch.long)
+    labels.view(-1)[:29] = 2  # 0.29 x 100 is 28.999999999999996 in floating point
+    scores = region_scores(torch.ones(1, 10, 10), labels)
+    assert select_regions(scores, labels, "budget", budget=0.29).mask.sum() == 29
+    assert select_regions(scores, labels, "budget", budget=0.28).mask.sum() == 0

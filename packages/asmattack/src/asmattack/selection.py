@@ -149,7 +149,9 @@ def select_regions(
     if policy == "fixed":
         return Selection(None, region_mask(labels, FIXED).float())
     area = scores.area
-    pixels = budget if isinstance(budget, Tensor) else torch.full_like(area[:, 0], int(budget * labels[0].numel()))
+    pixels = (
+        budget if isinstance(budget, Tensor) else torch.full_like(area[:, 0], int(budget * labels[0].numel() + 1e-6))
+    )
     if policy == "all_inner":
         selected = area > 0
     elif policy == "threshold":
