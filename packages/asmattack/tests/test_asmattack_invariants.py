@@ -1,6 +1,7 @@
 """What holds for every attack, on random detectors and faces."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,10 @@ def test_the_budget_and_the_mask_are_kept_bitwise(name) -> None:
     assert ((255 * adversarial).round() / 255 == adversarial).all()
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
+    unrounded = RegionAttack(DETECTOR, replace(config, quantised=False))(IMAGES, LABELS, MASK)
+    assert torch.equal(unrounded[outside], IMAGES[outside])
+    assert ((unrounded - IMAGES).abs() <= 3 / 255 * MASK + 1e-6).all()
+    assert ((unrounded >= 0) & (unrounded <= 1)).all()
 
 
 def test_an_l2_budget_holds_before_and_after_rounding() -> None:
@@ -96,20 +101,48 @@ def test_a_seed_gives_one_result_and_another_seed_another() -> None:
     assert not torch.equal(run(0), run(1))
 
 
+class Fault(torch.nn.Module):
+    """Fails on the chosen pass."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.inside, self.left = surrogate("plain", 2).network, left
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("no more")
+        return self.inside(x)
+
+
+@pytest.mark.parametrize("name", ["pgd", "cafa"])
+def test_a_failure_on_the_way_leaves_the_detector_as_it_was(name) -> None:
+    detector = Detector(Fault(3)).train()
+    with pytest.raises(RuntimeError, match="no more"):
+        RegionAttack(detector, preset(name))(IMAGES, LABELS, MASK)
+    assert all(module.training for module in detector.modules())
+    assert all(p.grad is None and p.requires_grad for p in detector.parameters())
+    assert not [m for m in detector.modules() if m._forward_hooks]
+
+
 def test_fgsm_is_the_best_change_for_a_linear_detector() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     result = RegionAttack(net, AttackConfig(eps=0.02, alpha=0.02, steps=1, quantised=False, objective="margin"))
-    best = result(IMAGES, LABELS, MASK)
-    rows = torch.arange(len(LABELS))
-
-    def loss(z: torch.Tensor) -> torch.Tensor:
-        logits = net(z)
-        return logits[rows, 1 - LABELS] - logits[rows, LABELS]
-
+    images, labels, mask = IMAGES[:2], torch.tensor([0, 1]), MASK[:2]
+    best = result(images, labels, mask)
+    inside = (mask[:1] > 0).expand(1, 3, -1, -1)[0].flatten()
+    assert torch.equal(mask[0], mask[1])
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for _ in range(100):
-            rival = (IMAGES + (torch.rand_like(IMAGES) * 2 - 1) * 0.02 * MASK).clamp(0, 1)
-            assert (loss(rival) <= loss(best) + 1e-4).all()
+        weight = (net[1].weight[1] - net[1].weight[0])[inside]
+        for x, y, adversarial in zip(images, labels, best, strict=True):
+            towards = weight * (1 - 2 * y)
+            x, adversarial = x.flatten()[inside], adversarial.flatten()[inside]
+            # A thousand draws, most of them corners of the feasible set.
+            corners = torch.rand((1000, len(x)), generator=generator) * 2 - 1
+            corners[200:] = corners[200:].sign()
+            rivals = (x + 0.02 * corners).clamp(0, 1)
+            assert (rivals @ towards <= adversarial @ towards + 1e-6).all()
 
 
 def test_area_budgets_hold_and_absent_classes_are_never_chosen() -> None:

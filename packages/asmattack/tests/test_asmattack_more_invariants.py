@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from asmattack import (
     ASMA,
     GLOBAL_ATTACKS,
+    REGIONS,
     AttackConfig,
     Detector,
     GlobalAttack,
@@ -28,16 +31,17 @@ from asmattack import (
     read_faces,
     region_mask,
     region_scores,
+    select_regions,
 )
 from asmattack.bench import Bench
 from asmattack.checkpoint import load_weights
 from asmattack.geometric import TEMPLATE, parse_face
-from asmattack.iteration import accumulate
+from asmattack.iteration import accumulate, diversify, project_l2
 from asmattack.label_names import fake_index_of
+from asmattack.masked_iteration import perturbations
 from asmattack.metrics import AttackSuccessRate, attack_rates
 from asmattack.objectives import objective_loss
 from asmattack.parsers import check_label_maps
-from asmattack.region_attack import perturbations
 from asmattack.surrogates import surrogate
 from tenfold import UserError
 from tenfold.images import write_image
@@ -122,10 +126,46 @@ def test_scores_ignore_scale_and_turn_with_the_face() -> None:
     torch.testing.assert_close(one[:, [0, 2, 1, 4, 3]], other[:, :5])
 
 
-def test_every_candidate_occurs_and_a_turned_face_is_parsed_turned() -> None:
-    for side in (48, 64, 112):
-        found = set(np.unique(parse_face(TEMPLATE * side * (1.6 if side == 48 else 1.2) - 0.2 * side, side, side)))
-        assert {2, 4, 5, 6, 7, 10, 11, 12} <= found
+def test_a_mirrored_face_has_mirrored_scores() -> None:
+    net = linear(seed=6)
+    with torch.no_grad():
+        for row in net[1].weight.view(2, 3, 48, 48):
+            row.copy_((row + row.flip(-1)) / 2)
+    one = activation_map(Detector(net), IMAGES)
+    other = activation_map(Detector(net), IMAGES.flip(-1))
+    torch.testing.assert_close(other.flip(-1), one, atol=1e-5, rtol=0)
+    sides = torch.tensor([0, 2, 1, 4, 3, 5, 6, 7])  # the candidates' columns, left and right exchanged
+    names = torch.arange(19)
+    names[[4, 5, 6, 7]] = torch.tensor([5, 4, 7, 6])
+    scores = region_scores(one, FACES.label_maps).density
+    mirrored = region_scores(other, names[FACES.label_maps].flip(-1)).density
+    torch.testing.assert_close(mirrored[:, sides], scores, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    side=st.integers(48, 160),
+    distance=st.floats(15, 30),
+    across=st.floats(0, 1),
+    down=st.floats(0, 1),
+    turn=st.floats(-15, 15),
+)
+def test_every_candidate_occurs_from_48_pixels_and_15_between_the_eyes(side, distance, across, down, turn) -> None:
+    """Anywhere in the picture, a little turned, down to the smallest face that the specification allows."""
+    points = (TEMPLATE - TEMPLATE[:2].mean(0)) * 320 / 75 * distance
+    angle = np.deg2rad(turn)
+    points = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    # Room for brows above, lips below, the eyes' ends beside.
+    reach = 0.9 * distance
+    low, high = points.min(0) - reach / 2, points.max(0) + reach / 2
+    room = side - (high - low)
+    if (room < 0).any():
+        return
+    placed = points - low + room * np.array([across, down])
+    assert {2, 4, 5, 6, 7, 10, 11, 12} <= set(np.unique(parse_face(placed, side, side)))
+
+
+def test_a_turned_face_is_parsed_turned() -> None:
     points = TEMPLATE * 64
     turned = 64 - points
     assert (parse_face(turned, 64, 64)[::-1, ::-1] != parse_face(points, 64, 64)).mean() <= 1e-3
@@ -145,14 +185,26 @@ def test_input_gradients_are_central_differences_in_double_precision(objective) 
     loss = objective_loss(objective, detector, x, y)
     generator = torch.Generator().manual_seed(1)
     z = (x + 0.05 * torch.randn(x.shape, dtype=torch.float64, generator=generator)).requires_grad_()
+
+    def kinks(at: torch.Tensor) -> list[torch.Tensor]:
+        """Which side of every kink of cafa's max and argmax a point is on."""
+        logits, features = detector.with_last_convolution(at)
+        predicted = logits.argmax(1)
+        maps = features * detector.head_weight()[predicted][:, :, None, None]
+        return [predicted, maps > 0, maps.flatten(1).argmax(1)]
+
     gradient = torch.autograd.grad(loss(z).sum(), z)[0]
-    for _ in range(3):
+    directions = 0
+    while directions < 3:
         direction = torch.randn(x.shape, dtype=torch.float64, generator=generator)
         direction /= direction.norm()
         with torch.no_grad():
-            numeric = (loss(z + 1e-4 * direction) - loss(z - 1e-4 * direction)).sum() / 2e-4
-        tolerance = 1e-3 if objective == "cafa" else 1e-5  # max(0, .) of cafa has kinks of its own
-        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=tolerance, abs=1e-10)
+            ends = z - 1e-4 * direction, z + 1e-4 * direction
+            if not all(torch.equal(a, b) for a, b in zip(*map(kinks, ends), strict=True)):
+                continue
+            numeric = (loss(ends[1]) - loss(ends[0])).sum() / 2e-4
+        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=1e-5, abs=1e-10)
+        directions += 1
 
 
 class NoBackward(torch.autograd.Function):
@@ -286,6 +338,13 @@ def test_segformer_and_transformers_detectors_from_folders(tmp_path) -> None:
     with pytest.warns(UserWarning, match="by index"):
         parser = SegformerParser(tmp_path / "parser")
     labels = parser(IMAGES)
+    right = {i: name for name, i in REGIONS.items()}
+    parser.network.config.id2label = right
+    parser.network.save_pretrained(tmp_path / "named")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "named")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(SegformerParser(tmp_path / "named")(IMAGES), labels)  # names change nothing
     assert labels.shape == FACES.label_maps.shape
     assert labels.max() <= 18
     config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8, id2label={0: "Fake", 1: "Real"})  # fmt: skip
@@ -401,3 +460,59 @@ def test_what_lies_outside_the_mask_reaches_neither_the_velocity_nor_the_warning
     ]
     for one, two in zip(*runs, strict=True):
         torch.testing.assert_close(one.delta, two.delta)
+
+
+def test_a_budget_between_two_levels_is_rounded_down() -> None:
+    batch = RegionAttack(DETECTOR, AttackConfig(eps=2.6 / 255)).run(IMAGES, LABELS, MASK)
+    assert ((batch.images - IMAGES).abs() * 255).round().max() == 2
+    assert batch.within_budget.all()
+
+
+def test_a_change_inside_the_ball_keeps_its_length() -> None:
+    x = torch.full((2, 3, 8, 8), 0.5)
+    mask = torch.ones(2, 1, 8, 8)
+    short = 0.001 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(project_l2(x, short, mask, 1.0), short, atol=1e-7, rtol=0)
+    long = project_l2(x, 100 * short, mask, 0.5)
+    torch.testing.assert_close(long.flatten(1).norm(dim=1), torch.full((2,), 0.5), atol=1e-5, rtol=0)
+
+
+def test_input_diversity_moves_as_many_images_as_it_should() -> None:
+    z = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for probability in (0.0, 0.2, 1.0):
+        moved = diversify(z, probability, torch.Generator().manual_seed(1))
+        share = float((moved != z).flatten(1).any(1).float().mean())
+        assert share == pytest.approx(probability, abs=0.06)
+
+
+def test_a_start_inside_a_soft_mask_fills_its_budget_evenly() -> None:
+    """Clipping uniform noise to a smaller budget would pile it up at the ends."""
+    x, half = torch.full((2, 3, 32, 32), 0.5), torch.full((2, 1, 32, 32), 0.5)
+    config = AttackConfig(eps=0.1, steps=0, start="uniform")
+    (state,) = perturbations(lambda z: z.flatten(1).sum(1), x, half, config)
+    assert state.delta.abs().max() <= 0.05 + 1e-6
+    assert float((state.delta.abs() > 0.0499).float().mean()) < 0.01
+
+
+def test_saliency_is_the_gradient_of_the_difference() -> None:
+    net = linear(seed=5)
+    weight = (net[1].weight[1] - net[1].weight[0]).detach().view(3, 48, 48).abs().sum(0)
+    expected = (weight - weight.min()) / (weight.max() - weight.min())
+    for target in (0, 1):
+        torch.testing.assert_close(activation_map(Detector(net), IMAGES[:1], target)[0], expected, atol=1e-5, rtol=0)
+
+
+def test_the_worst_regions_are_those_that_the_opposite_map_would_choose() -> None:
+    cam = torch.rand(FACES.label_maps.shape, generator=torch.Generator().manual_seed(4))
+    scores, opposite = (region_scores(each, FACES.label_maps) for each in (cam, 1 - cam))
+    worst = select_regions(scores, FACES.label_maps, "worst", budget=0.05).mask
+    assert torch.equal(worst, select_regions(opposite, FACES.label_maps, "budget", budget=0.05).mask)
+    assert not torch.equal(worst, select_regions(scores, FACES.label_maps, "budget", budget=0.05).mask)
+
+
+def test_a_region_that_takes_exactly_the_budget_fits() -> None:
+    labels = torch.zeros(1, 10, 10, dtype=torch.long)
+    labels.view(-1)[:29] = 2  # 0.29 x 100 is 28.999999999999996 in floating point
+    scores = region_scores(torch.ones(1, 10, 10), labels)
+    assert select_regions(scores, labels, "budget", budget=0.29).mask.sum() == 29
+    assert select_regions(scores, labels, "budget", budget=0.28).mask.sum() == 0

@@ -35,6 +35,7 @@ def activation_map(
     target: int = 1,
     method: Method = "saliency",
     labels: Int64[Tensor, "b h w"] | None = None,
+    candidates: Sequence[int] = CANDIDATES,
 ) -> Float[Tensor, "b h w"]:
     """The map of class `target` (1 = fake), whatever the image is.
 
@@ -46,6 +47,7 @@ def activation_map(
             gradient of the logit difference, the only one that tells an eye from a brow on small feature maps; occlusion
             paints each region with what the logit difference loses when the region takes the image's mean colour.
         labels: label maps, for occlusion.
+        candidates: the classes that occlusion paints over, one at a time.
 
     Raises:
         ValueError: occlusion without label maps.
@@ -56,7 +58,7 @@ def activation_map(
         if method == "occlusion":
             if labels is None:
                 raise ValueError("occlusion needs the label maps")
-            return normalise(occlusion(detector, images, labels, target))
+            return normalise(occlusion(detector, images, labels, target, candidates))
         if method == "saliency":
             return saliency(detector, images, target)
         try:

@@ -1,12 +1,10 @@
 """What a face may undergo in training: mirrored, compressed."""
 
-import io
-
-import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
-from PIL import Image
 from torch import Tensor
+
+from asmattack.treatments import through_jpeg
 
 
 def drawn_flips(count: int, generator: torch.Generator) -> Bool[Tensor, " n"]:
@@ -40,10 +38,3 @@ def compressed(
     for row in chosen.nonzero().flatten().tolist():
         changed[row] = through_jpeg(images[row], int(qualities[row]))
     return changed
-
-
-def through_jpeg(image: UInt8[Tensor, "3 h w"], quality: int) -> UInt8[Tensor, "3 h w"]:
-    """Compressed and read again."""
-    stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=quality)
-    return torch.from_numpy(np.asarray(Image.open(stream)).copy()).permute(2, 0, 1)

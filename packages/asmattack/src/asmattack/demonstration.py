@@ -24,8 +24,9 @@ def demonstrate(out: Path, seed: int) -> tuple[Report, list[Example]]:
     everyone = [each.cpu() for each in (*detectors, hardened)]
     faces = drawn_set(60, seed=seed + 1000)
     maker = MaskMaker(config=MaskConfig(budget="fixed_area"))
-    report = Bench(everyone, policies=("full", "budget", "random"), maker=maker, seed=seed).run(faces)
-    examples = example_pictures(everyone[0], faces, maker, "pgd", 8 / 255)
+    bench = Bench(everyone, policies=("full", "budget", "random"), maker=maker, seed=seed)
+    report = bench.run(faces)
+    examples = example_pictures(bench, everyone[0], faces, "pgd", 8 / 255)
     text = {"asma:adversarial": "pgd 8/255 budget, drawn faces"}
     write_image(out / "faces.png", contact_sheet(examples), text=text)
     return report, examples

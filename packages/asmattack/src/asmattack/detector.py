@@ -71,6 +71,11 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
     @staticmethod
     def from_timm(
         name: str,
@@ -142,10 +147,11 @@ class Detector(nn.Module):
         side = (
             size.get("height") or size.get("shortest_edge") if hasattr(size, "get") else getattr(size, "height", None)
         )
+        normalised = getattr(processor, "do_normalize", True)
         return Detector(
             _LogitsOnly(network),
-            mean=processor.image_mean,
-            std=processor.image_std,
+            mean=processor.image_mean if normalised else (0.0, 0.0, 0.0),
+            std=processor.image_std if normalised else (1.0, 1.0, 1.0),
             input_size=side,
             fake_index=fake_index,
             name=Path(str(model)).name,

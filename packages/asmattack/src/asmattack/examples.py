@@ -1,5 +1,6 @@
 """Pictures to look at: clean, mask, change magnified, attacked; label maps and overlays."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,34 +10,19 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from asmattack.baselines import GLOBAL_ATTACKS, GlobalAttack
-from asmattack.bench import levels
+from asmattack.bench import Bench, levels
 from asmattack.detector import Detector
 from asmattack.parsers import Parser, check_label_maps
-from asmattack.pipeline import MaskMaker, choose
-from asmattack.presets import preset
-from asmattack.region_attack import AdversarialBatch, RegionAttack
 from asmattack.regions import REGIONS
 from asmattack.robustness_report import Example
-from asmattack.selection import Policy, calibrated_order, region_scores
+from asmattack.selection import Policy
 from asmattack.sets import FaceSet
+from tenfold import UserError
 from tenfold.files import atomic_path
 from tenfold.images import write_image
 
 MAGNIFIED = 8.0
 """How many times a change is stretched around grey."""
-
-
-def attacked_examples(
-    detector: Detector, faces: FaceSet, maker: MaskMaker, name: str, eps: float, policy: Policy = "budget"
-) -> tuple[AdversarialBatch, Float[Tensor, "n h w"]]:
-    """Attack a set of faces at once; also the activation maps that chose the regions."""
-    labels, maps = maker.look(detector, faces.pixels(), **faces.of_parser())
-    if name in GLOBAL_ATTACKS:
-        return GlobalAttack(detector, name, eps).run(faces.pixels(), faces.labels), maps
-    order = calibrated_order(region_scores(maps, labels, maker.config.candidates))
-    mask = choose(labels, maps, replace(maker.config, policy=policy, order=order)).mask
-    return RegionAttack(detector, preset(name, eps)).run(faces.pixels(), faces.labels, mask), maps
 
 
 def magnified(clean: Float[Tensor, "n 3 h w"], attacked: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -45,18 +31,12 @@ def magnified(clean: Float[Tensor, "n 3 h w"], attacked: Float[Tensor, "n 3 h w"
 
 
 def example_pictures(
-    detector: Detector,
-    faces: FaceSet,
-    maker: MaskMaker,
-    name: str,
-    eps: float,
-    policy: Policy = "budget",
-    count: int = 6,
+    bench: Bench, detector: Detector, faces: FaceSet, name: str, eps: float, policy: Policy = "budget", count: int = 6
 ) -> list[Example]:
-    """The first fakes, or faces where there are none."""
+    """The first fakes, or faces where there are none, attacked with the settings of a bench."""
     rows = (faces.labels == 1).nonzero().flatten()[:count]
     shown = faces.subset(rows if len(rows) else torch.arange(min(count, len(faces))))
-    batch, maps = attacked_examples(detector, shown, maker, name, eps, policy)
+    batch, maps = replace(bench, calibration=faces).attacked(detector, shown, name, eps, policy)
     columns = {
         "clean": shown.pixels(),
         "activation": maps[:, None].expand(-1, 3, -1, -1),
@@ -81,17 +61,40 @@ def contact_sheet(examples: list[Example]) -> Float[np.ndarray, "h w 3"]:
 
 
 def write_examples(
-    out: Path, detector: Detector, faces: FaceSet, maker: MaskMaker, name: str, eps: float, policy: Policy, count: int
+    out: Path,
+    bench: Bench,
+    detector: Detector,
+    faces: FaceSet,
+    name: str,
+    eps: float | None,
+    policy: Policy,
+    count: int,
 ) -> int:
     """Write the first attacked faces, each marked inside as adversarial; returns how many."""
     if count == 0:
         return 0
     shown = faces.subset(torch.arange(min(count, len(faces))))
-    batch, _ = attacked_examples(detector, shown, maker, name, eps, policy)
-    for face, pixels in zip(shown.names, batch.images, strict=True):
-        text = {"asma:adversarial": f"{name} {eps * 255:g}/255 {policy} {detector.name}"}
-        write_image(out / f"{Path(face).stem}-attacked.png", pixels.permute(1, 2, 0).numpy(), text=text)
+    batch, _ = replace(bench, calibration=faces).attacked(detector, shown, name, eps, policy)
+    levels_of_eps = bench.budget(name, eps) * 255
+    for place, pixels in zip(_places(shown, "-attacked"), batch.images, strict=True):
+        text = {"asma:adversarial": f"{name} {levels_of_eps:g}/255 {policy} {detector.name}"}
+        write_image(out / place, pixels.permute(1, 2, 0).numpy(), text=text)
     return len(shown)
+
+
+def _places(faces: FaceSet, suffix: str = "") -> list[Path]:
+    """Where the picture of each face is written, below a folder.
+
+    Raises:
+        UserError: two faces of one name.
+    """
+    found = [Path(name).with_name(f"{Path(name).stem}{suffix}.png") for name in faces.names]
+    twice = [str(each) for each, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{len(twice)} names are those of several faces ({twice[0]}, ...): one would overwrite the other"
+        )
+    return found
 
 
 def overlay(image: Float[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
@@ -101,12 +104,17 @@ def overlay(image: Float[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"])
     return (0.6 * image + 0.4 * colours[labels]).astype(np.float32)
 
 
-def write_masks(out: Path, faces: FaceSet, parser: Parser) -> int:
+def write_masks(out: Path, faces: FaceSet, parser: Parser, device: torch.device | str = "cpu") -> int:
     """Label maps as 8-bit PNG, and overlays; returns how many."""
-    pixels = faces.pixels()
-    labels = check_label_maps(parser(pixels, landmarks=faces.landmarks, names=faces.names), pixels).byte().numpy()
-    for name, image, found in zip(faces.names, pixels, labels, strict=True):
-        with atomic_path(out / f"{Path(name).stem}.png") as temporary:
-            Image.fromarray(found).save(temporary, "PNG")
-        write_image(out / "overlays" / f"{Path(name).stem}.png", overlay(image.permute(1, 2, 0).numpy(), found))
+    places = _places(faces)
+    for batch in faces.batches(64):
+        pixels = batch.pixels()
+        known = batch.of_parser(device)
+        found = parser(pixels.to(device), landmarks=known["landmarks"], names=batch.names)
+        labels = check_label_maps(found, pixels).byte().cpu().numpy()
+        for image, each in zip(pixels, labels, strict=True):
+            place = places.pop(0)
+            with atomic_path(out / place) as temporary:
+                Image.fromarray(each).save(temporary, "PNG")
+            write_image(out / "overlays" / place, overlay(image.permute(1, 2, 0).numpy(), each))
     return len(faces)

@@ -29,6 +29,8 @@ def parse_face(landmarks: Float[np.ndarray, "5 2"], height: int, width: int) -> 
     Raises:
         UserError: the landmarks cannot be an upright list in this order.
     """
+    if not np.isfinite(landmarks).all():
+        raise UserError("landmarks that are NaN or infinite: five x, y pairs in pixels are needed")
     left, right, nose, *corners = landmarks.astype(float)
     distance = float(np.linalg.norm(right - left))
     if not distance >= 4:

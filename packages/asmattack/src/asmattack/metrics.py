@@ -9,8 +9,6 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics import Metric
 
-from tenfold import UserError
-
 
 @dataclass(frozen=True)
 class AttackRates:
@@ -25,6 +23,8 @@ class AttackRates:
         false_alarm_rate: asr over reals.
         asr_drop: clean_acc - adv_acc, what the authors' stored table looks like.
         n: right before, the denominator of asr.
+        n_fake: fakes among them, the denominator of evasion_rate.
+        n_real: reals among them, the denominator of false_alarm_rate.
     """
 
     clean_acc: float
@@ -35,6 +35,8 @@ class AttackRates:
     false_alarm_rate: float
     asr_drop: float
     n: int
+    n_fake: int
+    n_real: int
 
 
 def attack_rates(
@@ -67,6 +69,8 @@ def attack_rates(
         false_alarm_rate=conditional(counted & (y == 0)),
         asr_drop=clean - adversarial,
         n=int(counted.sum()),
+        n_fake=int((counted & (y == 1)).sum()),
+        n_real=int((counted & (y == 0)).sum()),
     )
 
 
@@ -151,20 +155,3 @@ class AttackSuccessRate(Metric):
     def compute(self) -> Float[Tensor, ""]:
         """Wrong after, of those right before; NaN when none was."""
         return self.fooled / self.right
-
-
-def lpips(clean: Float[Tensor, "n 3 h w"], adversarial: Float[Tensor, "n 3 h w"]) -> float:
-    """Mean LPIPS (AlexNet) of pixels in [0, 1], by torchmetrics.
-
-    Raises:
-        UserError: torchvision, or its AlexNet weights, are not on this machine and cannot be fetched.
-    """
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        measure = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"LPIPS needs torchvision and its AlexNet weights, which are not here and cannot be fetched ({str(error).splitlines()[0]})"
-        ) from None
-    return float(measure(clean, adversarial))

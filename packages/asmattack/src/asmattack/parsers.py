@@ -142,11 +142,12 @@ class PrecomputedParser:
         return torch.stack([self._of(name, (images.shape[-2], images.shape[-1])) for name in names]).to(images.device)
 
     def _of(self, name: str, size: tuple[int, int]) -> Tensor:
-        stem = Path(name).stem
-        for suffix in (".png", ".npy"):
-            if (path := self.folder / f"{stem}{suffix}").is_file():
-                return resized_labels(reorder(read_label_map(path), self.order), size)
-        raise UserError(f"{self.folder}: no label map {stem}.png or {stem}.npy")
+        below, stem = Path(name).with_suffix(""), Path(name).stem
+        for place in (below, Path(stem)):
+            for suffix in (".png", ".npy"):
+                if (path := self.folder / f"{place}{suffix}").is_file():
+                    return resized_labels(reorder(read_label_map(path), self.order), size)
+        raise UserError(f"{self.folder}: no label map {below}.png or {stem}.png (or .npy)")
 
 
 def read_label_map(path: Path) -> Int64[Tensor, "h w"]:

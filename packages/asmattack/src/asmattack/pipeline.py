@@ -1,11 +1,12 @@
 """One call: parse the faces, choose regions by the detector's own activation, perturb only them."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from asmattack.activation import Method, activation_map
@@ -98,10 +99,14 @@ class MaskMaker:
     ) -> tuple[Int64[Tensor, "b h w"], Float[Tensor, "b h w"]]:
         """Label maps and activation maps: what serves every policy and budget alike."""
         if self.generator is not None:
-            return self.generator.generate(images)
+            where = next(self.generator.parameters()).device
+            found, activation = self.generator.generate(images.to(where))
+            return found.to(images.device), activation.to(images.device)
         seen = self.parser(images, **of_parser) if labels is None else labels
         seen = check_label_maps(seen, images)
-        return seen, activation_map(detector, images, method=self.config.method, labels=seen)
+        return seen, activation_map(
+            detector, images, method=self.config.method, labels=seen, candidates=self.config.candidates
+        )
 
 
 def choose(labels: Int64[Tensor, "b h w"], activation: Float[Tensor, "b h w"], config: MaskConfig) -> SemanticMask:
@@ -159,19 +164,24 @@ def attack(
     rule = MaskConfig(policy, method, tuple(candidates), budget, order=order, seed=config.seed)
     maker = MaskMaker(parser or GeometricParser(), rule, generator)
     chosen = maker(detector, pixels, landmarks=landmarks)
-    refuse_all_empty(chosen.mask, maker)
+    check_empty(~chosen.mask.flatten(1).any(1), maker)
     return RegionAttack(detector, config).run(pixels, labels, chosen.mask)
 
 
-def refuse_all_empty(mask: Tensor, maker: MaskMaker) -> None:
-    """Refuse a set of faces without a single region to perturb.
+def check_empty(empty: Bool[Tensor, " b"], maker: MaskMaker) -> None:
+    """Warn of faces without a region to perturb, and refuse a set in which no face has one.
 
     Raises:
         UserError: every mask is empty.
     """
-    if not bool(mask.any()):
-        source = type(maker.generator or maker.parser).__name__
+    source, policy = type(maker.generator or maker.parser).__name__, maker.config.policy
+    if bool(empty.all()):
         raise UserError(
-            f"no mask has a pixel: {source} found none of the classes {', '.join(map(str, maker.config.candidates))}"
-            " inside the area budget; are the faces aligned?"
+            f"policy {policy}: no mask has a pixel: {source} found none of the classes"
+            f" {', '.join(map(str, maker.config.candidates))} inside the area budget; are the faces aligned?"
+        )
+    if bool(empty.any()):
+        warnings.warn(
+            f"policy {policy}: {int(empty.sum())} of {len(empty)} faces have no region to perturb and stay as they are",
+            stacklevel=3,
         )

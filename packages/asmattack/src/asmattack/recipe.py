@@ -1,5 +1,6 @@
 """How detectors, hardened detectors and mask generators are trained. Imports no network: the command line reads it for its options."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,8 +58,10 @@ class FitConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.images < 8:
             raise UserError(f"images is {self.images}; at least 8 faces are needed")
-        if not self.learning_rate > 0 or self.weight_decay < 0 or self.seed < 0:
-            raise UserError("learning_rate must be positive; weight_decay and seed must not be negative")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise UserError("learning_rate must be positive, weight_decay not negative, both finite")
+        if not 0 <= self.seed < 2**62:
+            raise UserError(f"seed is {self.seed}; it must lie in [0, 2**62)")
         if not 0 < self.holdout < 1 or not 0 <= self.jpeg <= 1:
             raise UserError("holdout lies between 0 and 1, jpeg in [0, 1]")
 
@@ -134,6 +137,8 @@ def check_levels(eps: float) -> float:
     """
     if not eps >= 0:
         raise UserError(f"--eps {eps}: a budget cannot be negative")
+    if not math.isfinite(eps):
+        raise UserError(f"--eps {eps}: a budget is a finite number of levels")
     if 0 < eps < 1:
         raise UserError(f"--eps {eps:g} is below one level; it is counted in 1/255: say 8 for 8/255")
     return eps / 255

@@ -1,75 +1,20 @@
 """The attack: a sign or L2 iteration that lives inside the semantic mask (or, as published, is pasted through it)."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from asmattack.detector import Detector
-from asmattack.iteration import accumulate, blur, diversify, gaussian_kernel, project_l2, project_linf, quantise
-from asmattack.objectives import Loss, Objective, objective_loss
+from asmattack.iteration import quantise
+from asmattack.masked_iteration import AttackConfig, Iteration, State, perturbations
+from asmattack.objectives import objective_loss
 from tenfold import UserError
-from tenfold.runs import autocast
-
-
-@dataclass(frozen=True)
-class AttackConfig:
-    """Settings of the iteration.
-
-    Attributes:
-        eps: Budget: largest change of a pixel in [0, 1] for linf, length of the whole change for l2.
-        alpha: Step; eps / 4 when absent.
-        steps: Iterations.
-        objective: ce, margin, cafa or cafa_batch.
-        norm: linf or l2.
-        momentum: Decay mu of the velocity; 0 is plain.
-        nesterov: Look ahead along the velocity before taking the gradient.
-        ti_length: Side of the Gaussian that blurs the gradient; 0 is none.
-        di_probability: Chance that an image is shrunk and moved before the gradient.
-        start: zero, or inside mask and budget uniform noise or random signs (with no steps: the noise control).
-        compose: inloop, or paste: attack the whole image and keep what lies in the mask (the authors' way).
-        quantised: Give the result in 8-bit levels.
-        eot: Gradients averaged at each step, for detectors that answer at random.
-        precision: float32, or auto: bfloat16 in the detector where the hardware has it.
-        allow_zero_start: Let cafa start where its gradient is zero (nothing will move).
-        seed: Of the start and the input diversity.
-    """
-
-    eps: float = 8 / 255
-    alpha: float | None = None
-    steps: int = 10
-    objective: Objective = "ce"
-    norm: Literal["linf", "l2"] = "linf"
-    momentum: float = 0.0
-    nesterov: bool = False
-    ti_length: int = 0
-    di_probability: float = 0.0
-    start: Literal["zero", "uniform", "signs"] = "zero"
-    compose: Literal["inloop", "paste"] = "inloop"
-    quantised: bool = True
-    eot: int = 1
-    precision: Literal["float32", "auto"] = "float32"
-    allow_zero_start: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        if not self.eps >= 0 or self.steps < 0 or (self.alpha is not None and not self.alpha > 0):
-            raise UserError("eps and steps cannot be negative, alpha must be positive")
-        if self.eot < 1 or not 0 <= self.di_probability <= 1 or self.momentum < 0 or self.ti_length < 0:
-            raise UserError("eot is at least 1, di_probability lies in [0, 1], momentum and ti_length are not negative")
-        if self.objective.startswith("cafa") and self.start == "zero" and self.steps and not self.allow_zero_start:
-            raise UserError("the gradient of cafa is zero at the clean image: use start='uniform'")
-
-    @property
-    def step(self) -> float:
-        """Alpha, or its default."""
-        return self.eps / 4 if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)
@@ -110,21 +55,6 @@ class AttackTrace:
     queries: int
 
 
-@dataclass(frozen=True)
-class State:
-    """The perturbation before a step, with what the step saw of it; the last state has taken no step.
-
-    Attributes:
-        delta: perturbation.
-        loss: per image.
-        zero_gradient: the gradient inside the mask is exactly zero.
-    """
-
-    delta: Float[Tensor, "b 3 h w"]
-    loss: Float[Tensor, " b"] | None = None
-    zero_gradient: Bool[Tensor, " b"] | None = None
-
-
 class RegionAttack:
     """Callable like a torchattacks attack: `attack(images, labels)` gives adversarial images.
 
@@ -160,18 +90,24 @@ class RegionAttack:
         """
         x, mask = check_inputs(images, labels, mask)
         with untouched(self.detector):
-            states = list_ends(self._states(x, labels, mask, start))
-            return self._finish(x, labels, mask, *states)
+            ends = self._until_fooled if self.config.stop_early else self._every_step
+            return self._finish(x, labels, mask, *ends(x, labels, mask, start))
 
     def trace(
         self, images: Tensor, labels: Int64[Tensor, " b"], mask: Tensor | None = None, start: Tensor | None = None
     ) -> AttackTrace:
-        """The same attack, with its loss and its first success step by step; see `run`."""
+        """The same attack, with its loss and its first success step by step; see `run`.
+
+        Raises:
+            UserError: a configuration that stops early.
+        """
+        if self.config.stop_early:
+            raise UserError("a trace follows every step: it cannot stop early")
         x, mask = check_inputs(images, labels, mask)
         losses, wrong = [], []
         with untouched(self.detector):
             states = list(self._states(x, labels, mask, start))
-            batch = self._finish(x, labels, mask, states[0], states[-1])
+            batch = self._finish(x, labels, mask, _zero(states[0]), states[-1].delta)
             for state in states:
                 with torch.no_grad():
                     wrong.append(self.detector(x + state.delta * mask).argmax(1) != labels)
@@ -185,101 +121,85 @@ class RegionAttack:
 
     def _states(self, x: Tensor, labels: Tensor, mask: Tensor, start: Tensor | None) -> Iterator[State]:
         loss = objective_loss(self.config.objective, self.detector, x, labels)
-        inside = torch.ones_like(mask) if self.config.compose == "paste" else mask
-        return perturbations(loss, x, inside, self.config, start)
+        return perturbations(loss, x, self._searched(mask), self.config, start)
 
-    def _finish(self, x: Tensor, labels: Tensor, mask: Tensor, first: State, last: State) -> AdversarialBatch:
+    def _searched(self, mask: Tensor) -> Tensor:
+        return torch.ones_like(mask) if self.config.compose == "paste" else mask
+
+    def _every_step(self, x: Tensor, labels: Tensor, mask: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the first gradient was (zero?), and the last perturbation."""
+        states = self._states(x, labels, mask, start)
+        state = next(states)
+        zero, delta = _zero(state), state.delta
+        del state  # its perturbation would stay in memory through every step
+        for each in states:
+            delta = each.delta
+        return zero, delta
+
+    def _until_fooled(self, x: Tensor, labels: Tensor, mask: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The active set: images leave it once they are fooled, also as they would be given out."""
+        objective = self.config.objective
+        iteration = Iteration(
+            objective_loss(objective, self.detector, x, labels), x, self._searched(mask), self.config, start
+        )
+        rows, final = torch.arange(len(x), device=x.device), iteration.delta.clone()
+        zero = torch.zeros_like(labels, dtype=torch.bool)
+        for number in range(self.config.steps):
+            state = iteration.look()
+            zero = _zero(state) if number == 0 else zero
+            final[rows] = iteration.delta
+            active = ~self._fooled(state, x[rows], labels[rows], mask[rows])
+            if not bool(active.all()):
+                left = active.nonzero().flatten()
+                rows = rows[left]
+                if not len(rows):
+                    break
+                iteration.keep(left, objective_loss(objective, self.detector, x[rows], labels[rows]))
+            iteration.step()
+        final[rows] = iteration.delta
+        return zero, final
+
+    @torch.no_grad()
+    def _fooled(self, state: State, x: Tensor, labels: Tensor, mask: Tensor) -> Bool[Tensor, " b"]:
+        """Which images are fooled as they would be given out; only those are asked about whose loss may say so."""
+        config, known = self.config, {"ce": math.log(2), "margin": 0.0}
+        fooled = torch.ones_like(labels, dtype=torch.bool)
+        if state.loss is not None and config.eot == 1 and not config.di_probability and not config.nesterov:
+            fooled = state.loss > known.get(config.objective, -math.inf) - 1e-6
+        asked = fooled.nonzero().flatten()
+        if len(asked):
+            given = self._given_out(x[asked], state.delta[asked], mask[asked])
+            fooled[asked] = self.detector(given).argmax(1) != labels[asked]
+        return fooled
+
+    def _given_out(self, x: Tensor, delta: Tensor, mask: Tensor) -> Tensor:
+        """The clean image with the perturbation inside the mask, rounded if the result is to be."""
         config = self.config
-        delta = last.delta * (mask if config.compose == "paste" else (mask > 0))
-        limit = config.eps * mask if config.norm == "linf" else None
-        adversarial = quantise(x, delta, limit) if config.quantised else torch.where(delta == 0, x, x + delta)
+        delta = delta * (mask if config.compose == "paste" else (mask > 0))
+        if not config.quantised:
+            return torch.where(delta == 0, x, x + delta)
+        return quantise(x, delta, config.eps * mask if config.norm == "linf" else None)
+
+    def _finish(self, x: Tensor, labels: Tensor, mask: Tensor, zero: Tensor, delta: Tensor) -> AdversarialBatch:
+        adversarial = self._given_out(x, delta, mask)
         with torch.no_grad():
             success = self.detector(adversarial).argmax(1) != labels
         empty = (mask == 0).flatten(1).all(1)
-        zero = torch.zeros_like(empty) if first.zero_gradient is None else first.zero_gradient & ~empty
+        zero = zero & ~empty
         if zero.sum() * 2 > (~empty).sum():
             warnings.warn(
                 "gradients vanish for more than half of the images: robustness would be overstated;"
                 " try objective='margin' or start='uniform'",
                 stacklevel=3,
             )
-        return AdversarialBatch(adversarial, mask, success, within_budget(x, adversarial, mask, config), empty, zero)
+        found = within_budget(x, adversarial, mask, self.config)
+        return AdversarialBatch(adversarial, mask, success, found, empty, zero)
 
 
-def perturbations(
-    loss: Loss, x: Tensor, mask: Tensor, config: AttackConfig, start: Tensor | None = None
-) -> Iterator[State]:
-    """The masked iteration: the state before each of `config.steps` steps, then the last one.
-
-    Raises:
-        UserError: a loss or gradient that is not finite (with the image's index).
-    """
-    alpha = config.step
-    project = project_linf if config.norm == "linf" else project_l2
-    generator = torch.Generator().manual_seed(config.seed)
-    delta = first_perturbation(x, mask, config, generator) if start is None else start * (mask > 0)
-    delta = project(x, delta, mask, config.eps)
-    velocity, inside = torch.zeros_like(x), (mask > 0).to(x)
-    kernel = gaussian_kernel(config.ti_length) if config.ti_length else None
-    for _ in range(config.steps):
-        delta = delta.detach().requires_grad_()
-        z = x + delta
-        if config.nesterov:
-            z = z + config.momentum * alpha * velocity
-        values, gradient = mean_gradient(loss, z, delta, config, generator)
-        if kernel is not None:
-            gradient = blur(gradient, kernel)
-        # After the blur, which leaks across the mask's edge.
-        gradient = gradient * inside
-        yield State(delta.detach(), values, ~gradient.flatten(1).any(1))
-        if config.momentum > 0:
-            gradient = velocity = accumulate(velocity, gradient, config.momentum)
-        if config.norm == "linf":
-            direction = gradient.sign()
-        else:
-            direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-        delta = project(x, delta.detach() + alpha * direction, mask, config.eps)
-    yield State(delta.detach())
-
-
-def first_perturbation(x: Tensor, mask: Tensor, config: AttackConfig, generator: torch.Generator) -> Tensor:
-    """Zero, uniform noise or random signs, times eps and the mask (so that nothing outside it is touched)."""
-    if config.start == "zero":
-        return torch.zeros_like(x)
-    noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
-    if config.start == "signs":
-        noise = noise.sign()
-    return noise * config.eps * mask
-
-
-def mean_gradient(
-    loss: Loss, z: Tensor, delta: Tensor, config: AttackConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Loss per image and d/d delta of its sum, averaged over `config.eot` draws."""
-    gradients, values = [], []
-    for draw in range(config.eot):
-        seen = diversify(z, config.di_probability, generator) if config.di_probability > 0 else z
-        with torch.enable_grad(), autocast(z.device) if config.precision == "auto" else contextlib.nullcontext():
-            each = loss(seen)
-        (gradient,) = torch.autograd.grad(each.sum(), delta, retain_graph=draw + 1 < config.eot)
-        # One number tells in nearly every case; which image it was is only looked for when it is not finite.
-        if not bool((gradient.sum() + each.sum()).isfinite()):
-            finite = gradient.isfinite().flatten(1).all(1) & each.isfinite()
-            if not bool(finite.all()):
-                raise UserError(f"loss or gradient of image {int((~finite).nonzero()[0, 0])} is not finite")
-        gradients.append(gradient)
-        values.append(each.detach())
-    if config.eot == 1:
-        return values[0], gradients[0]
-    return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
-
-
-def list_ends(states: Iterator[State]) -> tuple[State, State]:
-    """The first and the last state, without keeping those between."""
-    first = last = next(states)
-    for last in states:  # noqa: B007  # the last one is what is wanted
-        pass
-    return first, last
+def _zero(state: State) -> Bool[Tensor, " b"]:
+    if state.zero_gradient is None:  # no step is taken
+        return torch.zeros(len(state.delta), dtype=torch.bool, device=state.delta.device)
+    return state.zero_gradient
 
 
 @contextlib.contextmanager
@@ -320,7 +240,7 @@ def check_inputs(images: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[T
         raise ValueError(f"mask {tuple(mask.shape)} does not fit images {tuple(images.shape)}")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError("mask values must lie in [0, 1]")
-    return images.clamp(0, 1), mask
+    return images if low >= 0 and high <= 1 else images.clamp(0, 1), mask
 
 
 def within_budget(x: Tensor, adversarial: Tensor, mask: Tensor, config: AttackConfig) -> Bool[Tensor, " b"]:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from asmattack.activation import occlusion
-from asmattack.bench import logits
+from asmattack.bench import attack_halving, joined, logits
 from asmattack.detector import Detector
 from asmattack.pipeline import MaskMaker
 from asmattack.presets import preset
@@ -31,19 +34,27 @@ def region_vulnerability(detector: Detector, faces: FaceSet, maker: MaskMaker, e
     seen = faces.subset(((found == 1) & (faces.labels == 1)).nonzero().flatten())
     if not len(seen):
         raise UserError("the detector finds none of the fakes: there is no decision to examine")
-    images = seen.pixels()
-    labels, maps = maker.look(detector, images, **seen.of_parser())
-    scores = region_scores(maps, labels, maker.config.candidates)
-    drops = region_scores(
-        occlusion(detector, images, labels, 1, maker.config.candidates), labels, maker.config.candidates
-    )
+    candidates, device = maker.config.candidates, detector.device
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in seen.batches(64):
+        images = batch.pixels(device)
+        parsed, activation = maker.look(detector, images, **batch.of_parser(device))
+        kept.append((parsed.cpu(), activation.cpu(), occlusion(detector, images, parsed, 1, candidates).cpu()))
+    labels, maps, painted = (torch.cat(each) for each in zip(*kept, strict=True))
+    scores, drops = region_scores(maps, labels, candidates), region_scores(painted, labels, candidates)
     names, rows = list(REGIONS), {}
-    for column, k in enumerate(maker.config.candidates):
+    for column, k in enumerate(candidates):
         present = scores.area[:, column] > 0
         row: dict[str, Any] = {"density": None, "occlusion_drop": None, "evasion": None, "area": None}
         if bool(present.any()):
             mask = region_mask(labels[present], (k,)).float()
-            batch = RegionAttack(detector, preset("pgd", eps)).run(images[present], seen.labels[present], mask)
+            attack, rows_of_k = RegionAttack(detector, preset("pgd", eps)), present.nonzero().flatten()
+            batch = joined(
+                [
+                    attack_halving(attack, part, each)
+                    for part, each in zip(seen.subset(rows_of_k).batches(64), mask.split(64), strict=True)
+                ]
+            )
             row = {
                 "density": float(scores.density[present, column].mean()),
                 "occlusion_drop": float(drops.density[present, column].mean()),

@@ -15,11 +15,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from asmattack.metrics import wilson
+from asmattack.treatments import UNTREATED
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,19 @@ class Row:
     activation_shift_in: float
     activation_shift_out: float
     seconds: float
+    after: str = UNTREATED
+    n_fake: int = 0
+    n_real: int = 0
+
+    def intervals(self, faces: int) -> dict[str, tuple[float, float]]:
+        """95 % Wilson interval of every rate.
+
+        Args:
+            faces: how many were attacked: what the accuracies are over.
+        """
+        trials = dict.fromkeys(("clean_acc", "adv_acc", "robust_acc"), faces)
+        trials |= {"asr": self.n, "evasion_rate": self.n_fake, "false_alarm_rate": self.n_real}
+        return {name: wilson(getattr(self, name), count) for name, count in trials.items()}
 
 
 SHOWN = (
@@ -65,8 +80,10 @@ SHOWN = (
     "attack",
     "policy",
     "eps",
+    "after",
     "n",
     "clean_acc",
+    "robust_acc",
     "asr",
     "evasion_rate",
     "false_alarm_rate",
@@ -99,7 +116,9 @@ class Report:
         seed: of the bench.
         faces: how many were attacked.
         unreadable: files that were passed over.
-        notes: what else a reader must know, such as the detectors' weights.
+        notes: what else a reader must know.
+        weights: hash of each detector's weights.
+        data: hash of the faces and their labels.
     """
 
     rows: tuple[Row, ...]
@@ -107,6 +126,8 @@ class Report:
     faces: int
     unreadable: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
 
     def json(self) -> str:
         """Strict JSON; NaN and infinity become null."""
@@ -119,10 +140,27 @@ class Report:
                 "wide_intervals": self.faces < 50,
                 "unreadable": list(self.unreadable),
                 "notes": dict(self.notes),
-                "rows": [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows],
+                "weights": dict(self.weights),
+                "data": self.data,
+                "strongest": [self.rows.index(row) for row in self.strongest()],
+                "rows": [self._row(row) for row in self.rows],
             },
             indent=1,
         )
+
+    def _row(self, row: Row) -> dict[str, object]:
+        intervals = {name: [_finite(end) for end in ends] for name, ends in row.intervals(self.faces).items()}
+        return {key: _finite(value) for key, value in asdict(row).items()} | {"intervals": intervals}
+
+    def strongest(self) -> tuple[Row, ...]:
+        """For each detector and budget the white-box row that leaves the least accuracy: its robustness, as far as was tried."""
+        least: dict[tuple[str, float], Row] = {}
+        for row in self.rows:
+            if row.source == row.target and row.after == UNTREATED:
+                key = row.target, round(row.eps * 255, 3)
+                if key not in least or row.robust_acc < least[key].robust_acc:
+                    least[key] = row
+        return tuple(least.values())
 
     def to_json(self, path: str | Path) -> None:
         """Write the JSON, whole or not at all."""
@@ -146,12 +184,20 @@ class Report:
         """Write the Markdown table."""
         write_text(path, self.markdown())
 
-    def matrix(self, attack: str, policy: str, eps: float) -> dict[str, dict[str, Row]]:
+    def matrix(self, attack: str, policy: str, eps: float, after: str = UNTREATED) -> dict[str, dict[str, Row]]:
         """Source to target to row: the transfer matrix of one attack."""
         found: dict[str, dict[str, Row]] = {}
         for row in self.rows:
-            if (row.attack, row.policy, row.eps) == (attack, policy, eps):
+            if (row.attack, row.policy, row.eps, row.after) == (attack, policy, eps, after):
                 found.setdefault(row.source, {})[row.target] = row
+        return found
+
+    def transfer_mean(self, attack: str, policy: str, eps: float, after: str = UNTREATED) -> dict[str, float]:
+        """Source to mean success on all detectors but itself; NaN where there is none."""
+        found = {}
+        for source, row in self.matrix(attack, policy, eps, after).items():
+            others = [each.asr for target, each in row.items() if target != source]
+            found[source] = sum(others) / len(others) if others else math.nan
         return found
 
     def html(self, examples: Sequence[Example] = ()) -> str:
@@ -163,8 +209,8 @@ class Report:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        settings = list(dict.fromkeys((row.attack, row.policy, row.eps) for row in self.rows))
-        matrices = [(shown_setting(*each), self.matrix(*each)) for each in settings]
+        settings = list(dict.fromkeys((row.attack, row.policy, row.eps, row.after) for row in self.rows))
+        matrices = [(shown_setting(*each), self.matrix(*each), self.transfer_mean(*each)) for each in settings]
         pictures = [
             (each.title, {name: data_url(picture) for name, picture in each.pictures.items()}) for each in examples
         ]
@@ -181,7 +227,7 @@ class Report:
         write_text(path, self.html(examples))
 
     def check(self, min_robust_acc: Mapping[str, float], max_transfer: float | None = None) -> list[str]:
-        """Broken limits, one line each.
+        """Broken limits, one line each; of the attacked pictures as they are, not of treated ones.
 
         Args:
             min_robust_acc: `attack:levels` (such as `pgd:8`) to the least accuracy under white-box attack, over all policies.
@@ -191,11 +237,12 @@ class Report:
             UserError: a limit that no row can be held against.
         """
         broken = []
+        plain = [row for row in self.rows if row.after == UNTREATED]
         for key, least in min_robust_acc.items():
-            mine = [row for row in self.rows if row.source == row.target and f"{row.attack}:{row.eps * 255:g}" == key]
+            mine = [row for row in plain if row.source == row.target and f"{row.attack}:{row.eps * 255:g}" == key]
             if not mine:
                 raise UserError(
-                    f"the report has no white-box row of {key}; it has {', '.join(sorted({f'{row.attack}:{row.eps * 255:g}' for row in self.rows}))}"
+                    f"the report has no white-box row of {key}; it has {', '.join(sorted({f'{row.attack}:{row.eps * 255:g}' for row in plain}))}"
                 )
             broken += [
                 f"{row.target} under {key}, {row.policy}: robust accuracy {row.robust_acc:.3f} < {least:g}"
@@ -203,7 +250,7 @@ class Report:
                 if not row.robust_acc >= least
             ]
         if max_transfer is not None:
-            crossing = [row for row in self.rows if row.source != row.target]
+            crossing = [row for row in plain if row.source != row.target]
             if not crossing:
                 raise UserError("the report has no transfer row: it holds one detector")
             broken += [
@@ -217,7 +264,7 @@ class Report:
         """Rows of both reports with the same source, target, attack, policy and budget: before and after."""
 
         def key(row: Row) -> tuple[object, ...]:
-            return row.source, row.target, row.attack, row.policy, round(row.eps * 255, 3)
+            return row.source, row.target, row.attack, row.policy, round(row.eps * 255, 3), row.after
 
         after = {key(row): row for row in other.rows}
         return [(row, after[key(row)]) for row in self.rows if key(row) in after]
@@ -232,7 +279,8 @@ def read_report(path: Path) -> Report:
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(from_dict(_with_nan(row), Row, str(path)) for row in found["rows"])
-        return Report(rows, found["seed"], found["faces"], tuple(found["unreadable"]), found["notes"])
+        made_of = found.get("weights", {}), found.get("data", "")
+        return Report(rows, found["seed"], found["faces"], tuple(found["unreadable"]), found["notes"], *made_of)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -247,9 +295,9 @@ def shown(row: Row, name: str) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def shown_setting(attack: str, policy: str, eps: float) -> str:
+def shown_setting(attack: str, policy: str, eps: float, after: str = UNTREATED) -> str:
     """An attack for people."""
-    return f"{attack}, {policy}, {eps * 255:g}/255"
+    return f"{attack}, {policy}, {eps * 255:g}/255" + ("" if after == UNTREATED else f", after {after}")
 
 
 def data_url(picture: np.ndarray) -> str:
@@ -260,7 +308,7 @@ def data_url(picture: np.ndarray) -> str:
 
 
 def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in row.items()}
+    return {key: math.nan if value is None else value for key, value in row.items() if key != "intervals"}
 
 
 def _finite(value: object) -> object:

@@ -41,9 +41,9 @@ def region_scores(
     cam: Float[Tensor, "b h w"], labels: Int64[Tensor, "b h w"], candidates: Sequence[int] = CANDIDATES
 ) -> RegionScores:
     """Density, mass and area of each candidate class."""
-    one_hot = labels[:, None] == torch.tensor(candidates, device=labels.device)[None, :, None, None]
-    area = one_hot.sum((2, 3))
-    mass = (one_hot * cam[:, None]).sum((2, 3))
+    # One class after the other: all at once would be a map for each class and image.
+    area = torch.stack([(labels == k).sum((1, 2)) for k in candidates], 1)
+    mass = torch.stack([((labels == k) * cam).sum((1, 2)) for k in candidates], 1)
     density = torch.where(area > 0, mass / area.clamp(min=1), torch.full_like(mass, -1))
     face = labels != REGIONS["background"]
     cutoff = (cam * face).sum((1, 2)) / face.sum((1, 2)).clamp(min=1)
@@ -149,7 +149,9 @@ def select_regions(
     if policy == "fixed":
         return Selection(None, region_mask(labels, FIXED).float())
     area = scores.area
-    pixels = budget if isinstance(budget, Tensor) else torch.full_like(area[:, 0], int(budget * labels[0].numel()))
+    pixels = (
+        budget if isinstance(budget, Tensor) else torch.full_like(area[:, 0], int(budget * labels[0].numel() + 1e-6))
+    )
     if policy == "all_inner":
         selected = area > 0
     elif policy == "threshold":
@@ -172,5 +174,7 @@ def select_regions(
             raise ValueError(f"the order is of the classes {order.classes}, the scores of {scores.candidates}")
         priority = torch.tensor(order.density, device=area.device)
         selected = greedy(priority.expand(len(area), -1), area, pixels)
-    one_hot = labels[:, None] == torch.tensor(scores.candidates, device=labels.device)[None, :, None, None]
-    return Selection(selected, (one_hot & selected[:, :, None, None]).any(1, keepdim=True).float())
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    for column, k in enumerate(scores.candidates):
+        mask |= (labels == k) & selected[:, column, None, None]
+    return Selection(selected, mask[:, None].float())

@@ -1,6 +1,7 @@
 """Face crops with labels: folders, manifests, and the DFDC frame layout of the authors (specification section 6)."""
 
 import csv
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class FaceSet:
     Attributes:
         images: 8-bit pixels (10,000 crops of 224 pixels take 1.5 GB).
         labels: 0 real, 1 fake.
-        names: of the files.
+        names: of the files, below the folder or manifest they came from.
         groups: video or identity of each; splits never cut through one.
         landmarks: five points (x, y) of each face in pixels, where known.
         label_maps: face parsing of each face, where known.
@@ -124,8 +125,8 @@ def _from_manifest(path: Path) -> Iterator[_Entry]:
             points = tuple(float(each) for each in (row.get("landmarks") or "").replace(",", " ").split())
         except ValueError:
             points = (0.0,)
-        if points and len(points) != 10:
-            raise UserError(f"{path}: row {number}: landmarks are ten numbers, x y of five points")
+        if points and (len(points) != 10 or not all(map(math.isfinite, points))):
+            raise UserError(f"{path}: row {number}: landmarks are ten numbers, x y of five points, all finite")
         mask = path.parent / row["mask"] if row.get("mask") else None
         yield _Entry(path.parent / row["path"], label, row.get("group") or "", points or None, mask)
 
@@ -207,12 +208,18 @@ def _load(source: Path, entries: Iterable[_Entry], size: int | None) -> FaceSet:
     return FaceSet(
         torch.stack(pictures),
         torch.tensor([entry.label for entry in kept]),
-        tuple(entry.path.name for entry in kept),
+        tuple(_name_below(source if source.is_dir() else source.parent, entry.path) for entry in kept),
         tuple(entry.group for entry in kept),
         landmarks if known else None,
         _label_maps(source, kept, (pictures[0].shape[1], pictures[0].shape[2])),
         tuple(faults),
     )
+
+
+def _name_below(root: Path, path: Path) -> str:
+    """The path below a folder; the bare name of a file that lies elsewhere."""
+    below = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return path.name if ".." in below.parts else below.as_posix()
 
 
 def _label_maps(source: Path, entries: Sequence[_Entry], size: tuple[int, int]) -> Tensor | None:

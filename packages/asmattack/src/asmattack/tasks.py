@@ -146,15 +146,19 @@ class Hardening:
         seed = int(torch.randint(2**31, (1,), generator=generator))
         images, flips = _augmented(self.training.images[rows], self.config, generator)
         labels = self.training.labels[rows]
-        known = self.training.label_maps
-        maps = None if known is None else mirrored_labels(known[rows], flips)
-        device = next(self.trained.parameters()).device
-        return images, self.attacked(images.to(device), labels.to(device), maps, seed).cpu(), labels
+        # Parsed as they lie in the set, whose landmarks do not know of mirrors.
+        maps = mirrored_labels(self._label_maps(self.training.subset(rows)), flips)
+        device = self.trained.device
+        return images, self.attacked(images.to(device), labels.to(device), maps.to(device), seed).cpu(), labels
 
-    def attacked(self, images: Tensor, labels: Tensor, maps: Tensor | None, seed: int) -> Tensor:
+    def _label_maps(self, faces: FaceSet) -> Int64[Tensor, "b h w"]:
+        if faces.label_maps is not None:
+            return faces.label_maps
+        return self.maker.parser(faces.pixels(), landmarks=faces.landmarks, names=faces.names)
+
+    def attacked(self, images: Tensor, labels: Tensor, maps: Tensor, seed: int) -> Tensor:
         """Attacked copies inside regions of each face."""
         maker = replace(self.maker, config=replace(self.maker.config, seed=seed))
-        maps = None if maps is None else maps.to(images.device)
         mask = maker(self.trained, images, maps).mask
         return RegionAttack(self.trained, replace(self.attack_config, seed=seed))(images, labels, mask)
 
@@ -163,7 +167,7 @@ class Hardening:
         device = next(self.trained.parameters()).device
         right = 0
         for batch in self.held_out.batches(64):
-            labels, maps = batch.labels.to(device), batch.label_maps
+            labels, maps = batch.labels.to(device), self._label_maps(batch).to(device)
             attacked = self.attacked(batch.pixels(device), labels, maps, seed=0)
             right += int((answers(self.trained, attacked) == labels).sum())
         return {

@@ -113,10 +113,12 @@ def split_by_group(faces: FaceSet, share: float, seed: int, name: str) -> tuple[
     """Hold out a share of the groups of each label."""
     held = torch.zeros(len(faces), dtype=torch.bool)
     draw = np.random.default_rng(seed)
-    groups = faces.groups if any(faces.groups) else faces.names
+    # real/7.png and fake/7.png may show one person.
+    names = tuple(Path(name).name for name in faces.names)
+    groups = faces.groups if any(faces.groups) else names
     # A folder of pictures without subfolders is one group: its pictures are taken for different people then.
     if len({group for group in groups if group}) <= 2:
-        groups = faces.names
+        groups = names
     for label, kind in ((0, "real"), (1, "fake")):
         mine = sorted({groups[row] for row in (faces.labels == label).nonzero().flatten().tolist()})
         if len(mine) < 2:
