@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.claims import Claim, Experiment, Suite, Verdict
+from reproduce.papers.multreid.memory import SIZES, measure_memory
 from reproduce.papers.multreid.speed import SPEEDS, measure_difference, measure_large
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -147,6 +148,13 @@ EXPERIMENTS = (
         "20,000 with 12,000 instances associated, and 1,000,000 gallery vectors searched by the index, on one CPU thread.",
         {"medium": 2},
         measure_large,
+    ),
+    Experiment(
+        "multreid",
+        "memory",
+        "Growth of the resident set in the sparse and in the direct association, each in a process of its own.",
+        {"medium": 2},
+        measure_memory,
     ),
 )
 
@@ -368,6 +376,20 @@ CLAIMS = (
                 1.0,
             ),
         )
+    ),
+    *(
+        Claim(
+            f"multreid/tenth-of-the-memory-{size}",
+            f"At most a tenth of the direct implementation's memory ({size}).",
+            "issue; section 12",
+            "memory",
+            "share",
+            size,
+            0.1,
+            "lower",
+            {},
+        )
+        for size in SIZES
     ),
 )
 
