@@ -29,16 +29,18 @@ def nearest(
         return _nearest_over_gallery_blocks(queries, gallery, k)
     rows = min(_BLOCK_ROWS, max(1, _BLOCK_ENTRIES // len(gallery)))
     target = torch.from_numpy(np.ascontiguousarray(gallery))
-    norms = target.square().sum(1)
-    indices, distances = [], []
+    # |g|^2 rides along as one more column, against a column of ones: the product does all the work. |q|^2 is the same for
+    # every gallery row and is added after the selection.
+    target = torch.cat([target, target.square().sum(1, keepdim=True)], 1).T.contiguous()
+    indices, distances = torch.empty((len(queries), k), dtype=torch.long), torch.empty((len(queries), k))
+    buffer = torch.empty((min(rows, len(queries)), len(gallery)))
     for start in range(0, len(queries), rows):
         block = torch.from_numpy(np.ascontiguousarray(queries[start : start + rows]))
-        # |q|^2 is the same for every gallery row: it is added after the selection.
-        partial = torch.addmm(norms, block, target.T, alpha=-2)
+        partial = torch.mm(torch.cat([-2 * block, torch.ones(len(block), 1)], 1), target, out=buffer[: len(block)])
         values, found = _smallest(partial, k)
-        indices.append(found)
-        distances.append((values + block.square().sum(1, keepdim=True)).clamp_min(0))
-    return torch.cat(indices).numpy(), torch.cat(distances).numpy()
+        indices[start : start + rows] = found
+        distances[start : start + rows] = (values + block.square().sum(1, keepdim=True)).clamp_min_(0)
+    return indices.numpy(), distances.numpy()
 
 
 def _smallest(rows: Float[torch.Tensor, "q g"], k: int) -> tuple[Float[torch.Tensor, "q k"], Int[torch.Tensor, "q k"]]:
