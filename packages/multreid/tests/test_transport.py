@@ -117,9 +117,11 @@ def shuffled_pair(pair):
     return [(rows[order], groups[order]) for (rows, groups), order in zip(sides, orders, strict=True)]
 
 
-def test_sums_over_groups_are_exact_for_what_is_constant_in_them(shuffled_pair, monkeypatch) -> None:
+@pytest.mark.parametrize("block_entries", [2**19, 5 * 300])
+def test_sums_over_groups_are_exact_for_what_is_constant_in_them(shuffled_pair, monkeypatch, block_entries) -> None:
     # Sums over groups are kept, not single entries: products with indicators of groups are those of the whole kernel.
     monkeypatch.setattr(kernel, "SMALL", 0)
+    monkeypatch.setattr(kernel, "_BLOCK_ENTRIES", block_entries)
     (a, groups_a), (b, groups_b) = shuffled_pair
     order_a, order_b = np.argsort(groups_a, kind="stable"), np.argsort(groups_b, kind="stable")
     groups = kernel.Groups(np.arange(0, 360, 12), np.arange(0, 300, 10))

@@ -308,9 +308,12 @@ def propagate(
         received_own = heterogeneous_step(to_own.times(cross), own_start, alpha)
         received_cross = heterogeneous_step(to_cross.times(received_own), cross_start, alpha)
         before, own = own, homogeneous_step(affinities.within_a, received_own)
+        del received_own
         change = _relative_change(own, before)
         before, cross = cross, homogeneous_step(affinities.within_b, received_cross)
+        del received_cross
         change = max(change, _relative_change(cross, before))
+        del before
         if change <= tolerance:
             return Propagation(own, cross, iteration, True, change)
     return Propagation(own, cross, max_iterations, False, change)
@@ -319,8 +322,13 @@ def propagate(
 def heterogeneous_step(
     received: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n k"], alpha: float
 ) -> Float[np.ndarray, "n k"]:
-    """Y <- (1 - alpha) A Y' + alpha Y_0, where A Y' are the labels received from the other modality (section 3.4, steps 1, 2)."""
-    return np.float32(1 - alpha) * received + np.float32(alpha) * start
+    """Y <- (1 - alpha) A Y' + alpha Y_0, where A Y' are the labels received from the other modality (section 3.4, steps 1, 2).
+
+    Overwrites the labels received.
+    """
+    received *= np.float32(1 - alpha)
+    received += np.float32(alpha) * start
+    return received
 
 
 def homogeneous_step(affinity: RowStochastic, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

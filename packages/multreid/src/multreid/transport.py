@@ -165,6 +165,8 @@ def _solve(
         done += 1
         if max(_spread(u), _spread(v)) > drift:
             f, g = f + np.log(u, dtype=np.float64), g + np.log(v, dtype=np.float64)
+            # The old kernel makes room for the new one.
+            del kernel
             kernel = stabilised_kernel(exponents, f, g, far, groups)
             u, v = np.ones_like(u), np.ones_like(v)
     kernel = kernel.scaled(u, v)
