@@ -90,6 +90,26 @@ def test_duplicated_rows_are_at_distance_zero(clusters) -> None:
     assert jaccard_distance(features, 10, 10)[2, 3] <= 1e-5
 
 
+@pytest.mark.parametrize("k2", [1, 6])
+def test_more_equal_rows_than_k1_are_all_neighbours_of_themselves(clusters, k2) -> None:
+    # Which of the equal rows are nearest is chance: an instance may be missing from its own ranking.
+    features = np.concatenate([np.repeat(clusters(1, 1)[0], 25, axis=0), clusters(4, 10, seed=1)[0]])
+    distance = jaccard_distance(features, 8, k2)
+    assert np.abs(np.diag(distance)).max() <= 1e-6
+    np.testing.assert_array_equal(distance, distance.T)
+    np.testing.assert_allclose(distance[25:, :25], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gallery", "k"), [(640, 5), (643, 5), (1000, 15), (100, 30)])
+def test_nearest_neighbours_are_those_of_a_full_sort(gallery, k) -> None:
+    draw = np.random.default_rng(gallery)
+    queries, rows = draw.standard_normal((150, 6), np.float32), draw.standard_normal((gallery, 6), np.float32)
+    found, distances = nearest(queries, rows, k)
+    full = ((queries[:, None].astype(float) - rows[None]) ** 2).sum(2)
+    np.testing.assert_array_equal(found, full.argsort(1)[:, :k])
+    np.testing.assert_allclose(distances, np.sort(full, 1)[:, :k], atol=1e-5)
+
+
 def test_fewer_instances_than_k1_are_clipped_with_a_warning(clusters) -> None:
     with pytest.warns(UserWarning, match="k1 = 30 clipped to the 12"):
         assert jaccard_distance(clusters(3, 4)[0]).shape == (12, 12)

@@ -138,23 +138,47 @@ def test_odd_epochs_update_the_memories_of_the_infrared_space(stage_two) -> None
     assert changed(memories, infrared_space_loss(views, memories, targets)) == {"v", "r", "ra", "vcm"}
 
 
-def test_stage_two_loss_is_the_sum_of_its_terms(stage_two) -> None:
+def cross_entropy(memory, features, target):
+    return F.cross_entropy(memory.similarities(features), target)
+
+
+def refined(shared, view, other, partner):
+    return oclr_loss(shared.similarities(view), other.similarities(partner))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0, 0.3])
+def test_loss_of_even_epochs_is_the_sum_of_its_terms(stage_two, weight) -> None:
     views, m, t = stage_two
     v, a, r = views.visible, views.augmented, views.infrared
-
-    def ce(memory, features, target):
-        return F.cross_entropy(memory.similarities(features), target)
-
-    def sce(shared, view, other, partner):
-        return oclr_loss(shared.similarities(view), other.similarities(partner))
-
-    expected = (
+    ce, sce = cross_entropy, refined
+    labels = (
         ce(m.v, v, t.visible) + ce(m.v, a, t.visible) + ce(m.r, r, t.infrared) + ce(m.rcm, r, t.infrared_cross)
         + ce(m.va, v, t.visible) + ce(m.va, a, t.visible) + ce(m.va, r, t.infrared_cross)
-        + sce(m.va, v, m.v, a) + sce(m.va, a, m.v, v) + sce(m.va, r, m.rcm, r)
+    )  # fmt: skip
+    refinement = (
+        sce(m.va, v, m.v, a) + sce(m.va, a, m.v, v) + sce(m.va, r, m.rcm, r)
         + sce(m.va, v, m.rcm, a) + sce(m.va, a, m.rcm, v) + sce(m.va, r, m.v, r)
     )  # fmt: skip
-    torch.testing.assert_close(visible_space_loss(views, m, t), expected)
+    torch.testing.assert_close(visible_space_loss(views, m, t, refinement=weight), labels + weight * refinement)
+    if weight == 1:
+        torch.testing.assert_close(visible_space_loss(views, m, t), labels + refinement)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_loss_of_odd_epochs_is_the_sum_of_its_terms(stage_two, weight) -> None:
+    views, m, t = stage_two
+    v, a, r = views.visible, views.augmented, views.infrared
+    ce, sce = cross_entropy, refined
+    labels = (
+        ce(m.r, r, t.infrared) + ce(m.v, v, t.visible) + ce(m.v, a, t.visible)
+        + ce(m.vcm, v, t.visible_cross) + ce(m.vcm, a, t.visible_cross)
+        + ce(m.ra, r, t.infrared) + ce(m.ra, v, t.visible_cross) + ce(m.ra, a, t.visible_cross)
+    )  # fmt: skip
+    refinement = (
+        sce(m.ra, r, m.r, r) + sce(m.ra, v, m.vcm, a) + sce(m.ra, a, m.vcm, v)
+        + sce(m.ra, r, m.vcm, r) + sce(m.ra, v, m.r, a) + sce(m.ra, a, m.r, v)
+    )  # fmt: skip
+    torch.testing.assert_close(infrared_space_loss(views, m, t, refinement=weight), labels + weight * refinement)
 
 
 def test_stage_one_keeps_the_modalities_apart() -> None:

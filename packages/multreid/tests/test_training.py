@@ -149,6 +149,7 @@ def test_training_starts_from_a_given_model(finished, config, tmp_path) -> None:
         ({"dataset": "sysu"}, "--root: needed"),
         ({"epochs": 0}, "--epochs 0"),
         ({"beta": 2.0}, "--beta 2.0"),
+        ({"refinement": -1.0}, "--refinement -1.0"),
         ({"min_samples": 29}, "epoch 0, visible: no cluster at eps"),
         ({"initial": Path("nowhere")}, "nowhere: holds no model"),
     ],

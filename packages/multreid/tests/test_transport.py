@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from multreid import transport
+from multreid import kernel, products
 from multreid.neighbours import squared_distances
 from multreid.transport import sinkhorn, sinkhorn_features
 from tenfold import UserError
@@ -80,7 +80,7 @@ def pair(clusters):
 
 @pytest.mark.parametrize(("far", "tolerance"), [(0.003, 5e-5), (0.0003, 1e-5)])
 def test_summing_up_small_entries_hardly_changes_the_plan(pair, monkeypatch, far, tolerance) -> None:
-    monkeypatch.setattr(transport, "SMALL", 0)
+    monkeypatch.setattr(kernel, "SMALL", 0)
     dense, near = sinkhorn_features(*pair, far=0.0), sinkhorn_features(*pair, far=far)
     assert not isinstance(near.kernel.near, np.ndarray)
     assert 0 < near.far_mass < 1e-3
@@ -90,23 +90,86 @@ def test_summing_up_small_entries_hardly_changes_the_plan(pair, monkeypatch, far
 
 
 def test_kernel_products_agree_with_the_plan(pair, monkeypatch) -> None:
-    monkeypatch.setattr(transport, "SMALL", 0)
+    monkeypatch.setattr(kernel, "SMALL", 0)
     plan = sinkhorn_features(*pair)
     right, left = np.random.default_rng(0).random((2, 360, 3), np.float32)
     right = right[: plan.shape[1]]
     np.testing.assert_allclose(plan.kernel.times(right), plan.dense() @ right, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(plan.kernel.transposed_times(left), plan.dense().T @ left, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(plan.kernel.transposed.times(left), plan.dense().T @ left, rtol=1e-4, atol=1e-7)
+
+
+def test_products_agree_without_mkl(pair, monkeypatch) -> None:
+    monkeypatch.setattr(kernel, "SMALL", 0)
+    right = np.random.default_rng(0).random((300, 70), np.float32)
+    with_mkl = sinkhorn_features(*pair)
+    monkeypatch.setattr(products.torch.backends.mkl, "is_available", lambda: False)
+    without = sinkhorn_features(*pair)
+    np.testing.assert_allclose(without.dense(), with_mkl.dense(), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(without.kernel.times(right), with_mkl.kernel.times(right), rtol=1e-3, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def shuffled_pair(pair):
+    """Features in no order, with their clusters numbered with gaps, one of them -1."""
+    draw = np.random.default_rng(4)
+    sides = [(rows, np.repeat(np.arange(30) * 2 - 1, len(rows) // 30)) for rows in pair]
+    orders = [draw.permutation(len(rows)) for rows in pair]
+    return [(rows[order], groups[order]) for (rows, groups), order in zip(sides, orders, strict=True)]
+
+
+@pytest.mark.parametrize("block_entries", [2**19, 5 * 300])
+def test_sums_over_groups_are_exact_for_what_is_constant_in_them(shuffled_pair, monkeypatch, block_entries) -> None:
+    # Sums over groups are kept, not single entries: products with indicators of groups are those of the whole kernel.
+    monkeypatch.setattr(kernel, "SMALL", 0)
+    monkeypatch.setattr(kernel, "_BLOCK_ENTRIES", block_entries)
+    (a, groups_a), (b, groups_b) = shuffled_pair
+    order_a, order_b = np.argsort(groups_a, kind="stable"), np.argsort(groups_b, kind="stable")
+    groups = kernel.Groups(np.arange(0, 360, 12), np.arange(0, 300, 10))
+    exponents = kernel.exponents_of_features(a[order_a], b[order_b], 5.0)
+    f, g = np.full(360, -6.0), np.full(300, -6.0)
+    whole = kernel.stabilised_kernel(exponents, f, g, 0.0)
+    near = kernel.stabilised_kernel(exponents, f, g, 0.9, groups)
+    assert near.far is not None
+    assert near.far.mass > 0.01 * whole.near.sum()
+    in_b, in_a = (np.repeat(np.eye(30, dtype=np.float32), each, axis=0) for each in (10, 12))
+    draw = np.random.default_rng(0)
+    rows, columns = (draw.random(n, np.float32) + 0.5 for n in (360, 300))
+    for way in (
+        lambda k: k,
+        lambda k: k.reordered(order_a, order_b).reordered(np.argsort(order_a), np.argsort(order_b)),
+    ):
+        np.testing.assert_allclose(way(near).times(in_b), whole.near @ in_b, rtol=1e-4)
+        np.testing.assert_allclose(way(near).transposed.times(in_a), whole.near.T @ in_a, rtol=1e-4)
+    scaled = near.scaled(rows, columns)
+    ones = np.ones(300, np.float32)
+    np.testing.assert_allclose(scaled.times(ones), rows * near.times(columns), rtol=1e-4)
+    back = np.ones(360, np.float32)
+    np.testing.assert_allclose(scaled.transposed.times(back), columns * near.transposed.times(rows), rtol=1e-4)
+
+
+def test_groups_make_summed_up_entries_truer(shuffled_pair, monkeypatch) -> None:
+    (a, groups_a), (b, groups_b) = shuffled_pair
+    whole = sinkhorn_features(a, b, far=0.0)
+    monkeypatch.setattr(kernel, "SMALL", 0)
+    grouped, alone = (sinkhorn_features(a, b, far=0.03, groups=each) for each in ((groups_a, groups_b), None))
+    labels = np.eye(60, dtype=np.float32)[groups_b]
+    exact = whole.kernel.times(labels)
+    errors = [np.abs(each.kernel.times(labels) - exact).max() * len(a) for each in (grouped, alone)]
+    assert grouped.far_mass > 1e-4
+    assert errors[0] < 5e-5
+    assert errors[0] < errors[1] / 5
+    np.testing.assert_allclose(grouped.dense() * len(a), whole.dense() * len(a), atol=5e-4)
 
 
 def test_kernel_is_whole_where_little_can_be_left_out(clusters, monkeypatch) -> None:
-    monkeypatch.setattr(transport, "SMALL", 0)
+    monkeypatch.setattr(kernel, "SMALL", 0)
     plan = sinkhorn_features(clusters(2, 20)[0], clusters(2, 20, seed=1)[0], reg=0.1)
     assert isinstance(plan.kernel.near, np.ndarray)
 
 
 def test_result_does_not_depend_on_how_rows_are_blocked(golden, monkeypatch) -> None:
     whole = sinkhorn(golden["pairwise"]).dense()
-    monkeypatch.setattr(transport, "_BLOCK_ENTRIES", 200)
+    monkeypatch.setattr(kernel, "_BLOCK_ENTRIES", 200)
     np.testing.assert_allclose(sinkhorn(golden["pairwise"]).dense(), whole, atol=1e-7)
 
 

@@ -45,6 +45,7 @@ class TrainConfig:
         momentum: Share of the old vector that a memory keeps.
         association: How stage two gets cross labels: mult (the method) or ot (plain optimal transport, for comparison).
         start: Where the transfer's cross labels start: ot or matching.
+        refinement: Weight of the cross-memory label refinement (OCLR) in stage two; 0 leaves it out.
         detach_target: Let no gradient through the target of the refinement loss.
         evaluate_every: Also score the test part every so many epochs; 0 scores the last epoch only.
         workers: Processes that read pictures; 0 reads them in the main one.
@@ -81,6 +82,7 @@ class TrainConfig:
     momentum: float = 0.1
     association: Literal["mult", "ot"] = "mult"
     start: Literal["ot", "matching"] = "ot"
+    refinement: float = 1.0
     detach_target: bool = False
     evaluate_every: int = 0
     workers: int = 0

@@ -47,11 +47,19 @@ def jaccard_similarity(features: Float[np.ndarray, "n d"], k1: int = 30, k2: int
     n = len(features)
     if k1 > n:
         warnings.warn(f"k1 = {k1} clipped to the {n} instances there are", stacklevel=2)
-    ranking, _ = nearest(features, features, min(max(k1, k2), n))
+    ranking = _itself_among(nearest(features, features, min(max(k1, k2), n))[0])
     weights = neighbour_weights(features, expanded_reciprocal(ranking[:, :k1], k1))
     if k2 > 1:
         weights = averaged_over_neighbours(weights, ranking[:, :k2])
     return overlap_to_similarity(overlap(weights))
+
+
+def _itself_among(ranking: Int[np.ndarray, "n k"]) -> Int[np.ndarray, "n k"]:
+    """The ranking with each instance in its own row, which it can be missing from where more than k rows are equal."""
+    itself = np.arange(len(ranking))
+    missing = ~(ranking == itself[:, None]).any(axis=1)
+    ranking[missing, 0] = itself[missing]
+    return ranking
 
 
 def reciprocal(ranking: Int[np.ndarray, "n k"]) -> sparse.csr_array:
@@ -113,50 +121,57 @@ def averaged_over_neighbours(weights: sparse.csr_array, ranking: Int[np.ndarray,
 def overlap(weights: sparse.csr_array) -> sparse.csr_array:
     """sum_k min(v_ik, v_jk) for all pairs of rows i <= j that share a neighbour: upper triangle, float32.
 
-    For blocks of rows, every entry (i, k) meets the entries (j, k) with j >= i of its column; the minima are summed
-    by `bincount` into a block of rows. Work and memory follow the number of such meetings, not n^2.
+    For blocks of rows, every entry (i, k) meets the entries (j, k) with j >= i of its column. The minima of a block of rows
+    are a sparse matrix in which a pair occurs once for every neighbour that it shares: a product with the identity sums them
+    up. Work and memory follow the number of such meetings, not n^2.
     """
     n = weights.shape[0]
-    rows = np.repeat(np.arange(n), np.diff(weights.indptr))
+    rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(weights.indptr))
     # A stable sort by column keeps the rows of a column in order: position[e] is where entry e lies in its column.
     order = np.argsort(weights.indices, kind="stable")
-    position = np.empty(order.size, dtype=np.int64)
-    position[order] = np.arange(order.size)
+    position = np.empty(order.size, dtype=np.int32)
+    position[order] = np.arange(order.size, dtype=np.int32)
     column_rows, column_values = rows[order], weights.data[order]
     column_ends = np.cumsum(np.bincount(weights.indices, minlength=n))
-    meetings = column_ends[weights.indices] - position
-    per_row = np.add.reduceat(meetings, weights.indptr[:-1])
+    meetings = (column_ends[weights.indices] - position).astype(np.int32)
+    per_row = np.add.reduceat(meetings, weights.indptr[:-1], dtype=np.int64)
+    identity = sparse.csr_array(sparse.identity(n, dtype=np.float32, format="csr"))
     parts = []
-    for first, last in _blocks(per_row, most_rows=max(1, 2**20 // n)):
+    for first, last in _blocks(per_row):
         entries = slice(weights.indptr[first], weights.indptr[last])
         lengths = meetings[entries]
         # The meetings of each entry, one after another: its own position in the column, the next, and so on.
-        ends = np.cumsum(lengths)
-        where = np.arange(ends[-1]) + np.repeat(position[entries] - (ends - lengths), lengths)
+        ends = np.cumsum(lengths, dtype=np.int32)
+        where = np.arange(ends[-1], dtype=np.int32) + np.repeat(position[entries] - (ends - lengths), lengths)
         minima = np.minimum(np.repeat(weights.data[entries], lengths), column_values[where])
-        cell = column_rows[where] + np.repeat((rows[entries] - first) * n, lengths)
-        sums = np.bincount(cell, minima, minlength=(last - first) * n).reshape(last - first, n)
-        parts.append(sparse.csr_array(sums.astype(np.float32)))
-    return sparse.vstack(parts, format="csr")
+        starts = np.concatenate([[0], np.cumsum(per_row[first:last])]).astype(np.int32)
+        summed = sparse.csr_array((minima, column_rows[where], starts), shape=(last - first, n)) @ identity
+        # Transposing twice sorts each row.
+        parts.append(summed.T.tocsr().T.tocsr())
+    return sparse.csr_array(sparse.vstack(parts, format="csr"))
 
 
-def _blocks(work: Int[np.ndarray, " n"], most_rows: int) -> list[tuple[int, int]]:
-    """Cut rows into consecutive blocks of at most `most_rows` rows and about `_BLOCK_PAIRS` work (at least one row)."""
+def _blocks(work: Int[np.ndarray, " n"]) -> list[tuple[int, int]]:
+    """Cut rows into consecutive blocks of about `_BLOCK_PAIRS` work (at least one row)."""
     done = np.concatenate([[0], np.cumsum(work)])
     blocks, first = [], 0
     while first < work.size:
         last = int(np.searchsorted(done, done[first] + _BLOCK_PAIRS, side="right")) - 1
-        last = min(max(last, first + 1), first + most_rows, work.size)
+        last = max(last, first + 1)
         blocks.append((first, last))
         first = last
     return blocks
 
 
 def overlap_to_similarity(upper: sparse.csr_array) -> sparse.csr_array:
-    """1 - J from the overlap s of two vectors that each sum to one: s / (2 - s); both triangles."""
-    similarity = upper.copy()
+    """1 - J from the overlap s of two vectors that each sum to one: s / (2 - s); both triangles. Overwrites the overlap.
+
+    Args:
+        upper: overlaps of rows i <= j, with a full diagonal and sorted columns.
+    """
     # Rounding may carry the overlap of a vector with itself past one.
-    shared = np.minimum(upper.data, 1)
-    similarity.data = shared / (2 - shared)
-    strict = sparse.triu(similarity, k=1, format="csr")
-    return (similarity + strict.T).tocsr()
+    np.minimum(upper.data, 1, out=upper.data)
+    np.divide(upper.data, 2 - upper.data, out=upper.data)
+    # The diagonal lies in both triangles and counts half in each.
+    upper.data[upper.indptr[:-1]] /= 2
+    return upper + upper.T.tocsr()

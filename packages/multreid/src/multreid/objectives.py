@@ -112,9 +112,17 @@ def memory_cross_entropy(
 
 
 def visible_space_loss(
-    views: Views, memories: Memories, targets: Targets, *, detach_target: bool = False
+    views: Views, memories: Memories, targets: Targets, *, detach_target: bool = False, refinement: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Stage two, even epochs: the visible label space (section 3.5)."""
+    """Stage two, even epochs: the visible label space (section 3.5).
+
+    Args:
+        views: features of a batch.
+        memories: all six; those that take part are updated in the backward pass.
+        targets: of the batch.
+        detach_target: see `oclr_loss`.
+        refinement: weight of the six refinement terms, 1 in the official code.
+    """
     specific = _own_terms(views, memories, targets) + memory_cross_entropy(
         memories.rcm, views.infrared, targets.infrared_cross
     )
@@ -123,13 +131,14 @@ def visible_space_loss(
         + memory_cross_entropy(memories.va, views.augmented, targets.visible)
         + memory_cross_entropy(memories.va, views.infrared, targets.infrared_cross)
     )
-    return specific + shared + _refinement(views, memories.va, (memories.v, memories.rcm), detach_target)
+    others = memories.v, memories.rcm
+    return specific + shared + refinement * _refinement(views, memories.va, others, detach_target)
 
 
 def infrared_space_loss(
-    views: Views, memories: Memories, targets: Targets, *, detach_target: bool = False
+    views: Views, memories: Memories, targets: Targets, *, detach_target: bool = False, refinement: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Stage two, odd epochs: the infrared label space, roles exchanged (section 3.5)."""
+    """Stage two, odd epochs: the infrared label space, roles exchanged (section 3.5); see `visible_space_loss`."""
     specific = (
         _own_terms(views, memories, targets)
         + memory_cross_entropy(memories.vcm, views.visible, targets.visible_cross)
@@ -140,7 +149,8 @@ def infrared_space_loss(
         + memory_cross_entropy(memories.ra, views.visible, targets.visible_cross)
         + memory_cross_entropy(memories.ra, views.augmented, targets.visible_cross)
     )
-    return specific + shared + _refinement(views, memories.ra, (memories.r, memories.vcm), detach_target)
+    others = memories.r, memories.vcm
+    return specific + shared + refinement * _refinement(views, memories.ra, others, detach_target)
 
 
 def _own_terms(views: Views, memories: Memories, targets: Targets) -> Float[Tensor, ""]:

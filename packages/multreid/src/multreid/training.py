@@ -157,6 +157,8 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     if not 0 <= config.beta <= 1 or not 0 <= config.momentum <= 1:
         raise UserError(f"--beta {config.beta}, --momentum {config.momentum}: both must lie between 0 and 1")
+    if config.refinement < 0:
+        raise UserError(f"--refinement {config.refinement}: must not be negative")
 
 
 def _accelerator(device: str) -> Accelerator:
@@ -378,7 +380,8 @@ def _loss_of_stage_two(plan: EpochPlan, config: TrainConfig, epoch: int, device:
 
     def loss(views: Views, batch: Batch) -> Tensor:
         targets = Targets(v[batch.visible], r[batch.infrared], v_cross[batch.visible], r_cross[batch.infrared])
-        return space(views, memories, targets, detach_target=config.detach_target)
+        options = {"detach_target": config.detach_target, "refinement": config.refinement}
+        return space(views, memories, targets, **options)
 
     return loss
 

@@ -14,8 +14,10 @@ from jaxtyping import Float, Int, Shaped
 from scipy import sparse
 
 from multreid.jaccard import jaccard_similarity
+from multreid.kernel import Kernel
 from multreid.matching import match_centres
-from multreid.transport import Kernel, Stopping, TransportPlan, sinkhorn_features
+from multreid.products import RowStochastic, SparseMatrix
+from multreid.transport import Stopping, TransportPlan, sinkhorn_features
 from multreid.vectors import check_features, check_pair, unit_rows
 from tenfold import UserError
 
@@ -27,28 +29,18 @@ class Affinities:
     """Who is how close to whom, row-stochastic in each direction.
 
     Attributes:
-        within_a: A^vv, n x n, sparse.
-        within_b: A^rr, m x m, sparse.
+        within_a: A^vv, n x n.
+        within_b: A^rr, m x m.
         across: the transport plan that A^vr and A^rv are the row-normalised form of (n x m and m x n).
     """
 
-    within_a: sparse.csr_array
-    within_b: sparse.csr_array
+    within_a: RowStochastic
+    within_b: RowStochastic
     across: Kernel
 
     def swapped(self) -> "Affinities":
         """The same with the two modalities exchanged."""
-        kernel = self.across
-        total = kernel.far_rows.sum() or np.float32(1)
-        return Affinities(
-            self.within_b,
-            self.within_a,
-            Kernel(_transposed(kernel.near), kernel.far_columns * total, kernel.far_rows / total),
-        )
-
-
-def _transposed(near: sparse.csr_array | np.ndarray) -> sparse.csr_array | np.ndarray:
-    return near.T if isinstance(near, np.ndarray) else near.T.tocsr()
+        return Affinities(self.within_b, self.within_a, self.across.transposed)
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,7 @@ def transfer_labels(
     temperature: float = 0.05,
     start: Start = "ot",
     stopping: Stopping = "official",
-    far: float = 0.001,
+    far: float = 0.01,
     max_iterations: int = 20,
     tolerance: float = 0.01,
     similarity_a: sparse.csr_array | None = None,
@@ -161,7 +153,8 @@ def transfer_labels(
         start: where cross labels start: transport between instances and centres (the paper's), or one-to-one matching of
             centres, which is better where clusters are pure and signals weak, and worse where one modality merges identities.
         stopping: of the transport, see `sinkhorn`.
-        far: entries of a large transport plan below this share of the mean are summed up, see `sinkhorn`; 0 keeps each of them.
+        far: entries of a large transport plan below this share of the mean are summed up within clusters, see `sinkhorn`; 0
+            keeps each of them.
         max_iterations: of the propagation.
         tolerance: relative L1 change at which the propagation ends.
         similarity_a: 1 - Jaccard distance of `features_a` if it is at hand from the clustering; else it is computed.
@@ -177,7 +170,7 @@ def transfer_labels(
     )
     check_pair(a, b, ("features_a", "features_b"))
     centres_a, centres_b = cluster_centres(a, labels_a, "labels_a"), cluster_centres(b, labels_b, "labels_b")
-    plan = sinkhorn_features(a, b, reg, stopping=stopping, far=far)
+    plan = sinkhorn_features(a, b, reg, stopping=stopping, far=far, groups=(labels_a, labels_b))
     affinities = Affinities(
         row_stochastic(jaccard_similarity(a, k1, k2) if similarity_a is None else similarity_a),
         row_stochastic(jaccard_similarity(b, k1, k2) if similarity_b is None else similarity_b),
@@ -285,12 +278,9 @@ def _one_hot(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "
     return np.eye(classes, dtype=np.float32)[labels]
 
 
-def row_stochastic(matrix: sparse.csr_array) -> sparse.csr_array:
-    """Divide each row by its sum."""
-    result = matrix.astype(np.float32)
-    sums = np.asarray(result.sum(axis=1), dtype=np.float32)
-    result.data = result.data / np.repeat(sums, np.diff(result.indptr))
-    return result
+def row_stochastic(matrix: sparse.csr_array) -> RowStochastic:
+    """Divide each row by its sum, without a copy."""
+    return RowStochastic(SparseMatrix(matrix), matrix.shape[1])
 
 
 def propagate(
@@ -312,15 +302,18 @@ def propagate(
         tolerance: of the relative L1 change of both matrices.
     """
     own, cross = own_start, cross_start
-    to_own = 1 / affinities.across.times(np.ones(len(cross), np.float32))
-    to_cross = 1 / affinities.across.transposed_times(np.ones(len(own), np.float32))
+    across, back = affinities.across, affinities.across.transposed
+    to_own, to_cross = RowStochastic(across, len(cross)), RowStochastic(back, len(own))
     for iteration in range(1, max_iterations + 1):
-        before_own, before_cross = own, cross
-        own = heterogeneous_step(affinities.across.times(cross) * to_own[:, None], own_start, alpha)
-        cross = heterogeneous_step(affinities.across.transposed_times(own) * to_cross[:, None], cross_start, alpha)
-        own = homogeneous_step(affinities.within_a, own)
-        cross = homogeneous_step(affinities.within_b, cross)
-        change = max(_relative_change(own, before_own), _relative_change(cross, before_cross))
+        received_own = heterogeneous_step(to_own.times(cross), own_start, alpha)
+        received_cross = heterogeneous_step(to_cross.times(received_own), cross_start, alpha)
+        before, own = own, homogeneous_step(affinities.within_a, received_own)
+        del received_own
+        change = _relative_change(own, before)
+        before, cross = cross, homogeneous_step(affinities.within_b, received_cross)
+        del received_cross
+        change = max(change, _relative_change(cross, before))
+        del before
         if change <= tolerance:
             return Propagation(own, cross, iteration, True, change)
     return Propagation(own, cross, max_iterations, False, change)
@@ -329,17 +322,28 @@ def propagate(
 def heterogeneous_step(
     received: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n k"], alpha: float
 ) -> Float[np.ndarray, "n k"]:
-    """Y <- (1 - alpha) A Y' + alpha Y_0, where A Y' are the labels received from the other modality (section 3.4, steps 1, 2)."""
-    return np.float32(1 - alpha) * received + np.float32(alpha) * start
+    """Y <- (1 - alpha) A Y' + alpha Y_0, where A Y' are the labels received from the other modality (section 3.4, steps 1, 2).
+
+    Overwrites the labels received.
+    """
+    received *= np.float32(1 - alpha)
+    received += np.float32(alpha) * start
+    return received
 
 
-def homogeneous_step(affinity: sparse.csr_array, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+def homogeneous_step(affinity: RowStochastic, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     """Y <- (A Y + Y) / 2 (section 3.4, steps 3, 4)."""
-    return (affinity @ labels + labels) * np.float32(0.5)
+    result = affinity.times(labels)
+    result += labels
+    result *= np.float32(0.5)
+    return result
 
 
 def _relative_change(now: Float[np.ndarray, "n k"], before: Float[np.ndarray, "n k"]) -> float:
-    return float(np.abs(now - before).sum(dtype=np.float64) / np.abs(before).sum(dtype=np.float64))
+    difference = now - before
+    np.abs(difference, out=difference)
+    # Labels are not negative.
+    return float(difference.sum(dtype=np.float64) / before.sum(dtype=np.float64))
 
 
 def mixed_targets(soft: Float[np.ndarray, "n k"], beta: float = 0.7) -> Float[np.ndarray, "n k"]:

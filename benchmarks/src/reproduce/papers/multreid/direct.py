@@ -1,14 +1,28 @@
-"""Sections 3.3 and 3.4 of the specification as they are commonly written: dense matrices, instance by instance."""
+"""Sections 3.3 and 3.4 of the specification as they are commonly written: dense matrices, instance by instance.
+
+In the shape of the published functions, with their dense matrices, their loops over instances and their products with diagonal
+matrices, and with an exact `topk` where those call faiss. Nothing is slowed down on purpose: at 5,000 instances this takes less
+than the 4.2 s (Jaccard) and 16.7 s (transfer) of CPU time that the published functions were once measured to take.
+"""
 
 import numpy as np
+import torch
+
+_ROWS = 500
+"""Rows of the distance matrix ranked at once."""
+
+
+def direct_ranking(features: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest instances of each, exactly."""
+    rows = torch.from_numpy(features)
+    blocks = (torch.cdist(rows[start : start + _ROWS], rows) for start in range(0, len(rows), _ROWS))
+    return torch.cat([block.topk(k, largest=False).indices for block in blocks]).numpy()
 
 
 def direct_jaccard(features: np.ndarray, k1: int = 30, k2: int = 6) -> np.ndarray:
     """Section 3.3 as it is commonly written: dense rows, instance by instance. Returns 1 - J."""
-    from multreid.neighbours import nearest
-
     n = len(features)
-    ranking, _ = nearest(features, features, k1)
+    ranking = direct_ranking(features, k1)
 
     def reciprocal(i: int, k: int) -> np.ndarray:
         forward = ranking[i, : k + 1]

@@ -114,6 +114,19 @@ def _transfer_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable
     return prepare
 
 
+def _association_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        from multreid.transfer import transfer_labels
+
+        clustered = speed_features(n)
+        return (
+            lambda: transfer_labels(*clustered),
+            lambda: direct_transfer(*clustered, (direct_jaccard(clustered[0]), direct_jaccard(clustered[1]))),
+        )
+
+    return prepare
+
+
 SPEEDS = (
     *(
         Speed(
@@ -131,7 +144,14 @@ SPEEDS = (
         "label transfer between 5000 and 5000 instances (Jaccard at hand), against dense matrices as published",
         _transfer_speed(5000),
         target=5,
-        repeats=1,
+        repeats=3,
         peak_memory=True,
+    ),
+    Speed(
+        "multreid/association-5000",
+        "from features of 5000 and 5000 instances to labels (Jaccard of both and transfer), against dense matrices as published",
+        _association_speed(5000),
+        target=5,
+        repeats=3,
     ),
 )
