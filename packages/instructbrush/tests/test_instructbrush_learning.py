@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ from instructbrush import (
 from instructbrush.cli import app
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.latents import LatentPairs
-from instructbrush.learning import draw_batch, initial_text, step_order
+from instructbrush.learning import InversionStep, PairBatch, draw_batch, initial_text, step_order
 from instructbrush.phrases import PhraseOptions, _bank_features, extract_phrases, read_bank
 from instructbrush.rivals import METHODS, recipe_of
 from instructbrush.scores import region_psnr
+from instructbrush.spaces import visii_direction_term
 from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
 from instructbrush.tiny.models import clip_processor
 from tenfold.cli import run
@@ -124,6 +126,62 @@ def test_an_editor_that_was_not_frozen_collects_nothing_and_is_left_as_it_was(
     finally:
         for part in parts:
             part.requires_grad_(False)
+
+
+def test_gradients_are_clipped_to_norm_one_and_the_rate_warms_up(
+    pipe: Any, pairs: PairSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, rates, step = [], [], torch.optim.AdamW.step
+
+    def seen(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [each.grad for group in self.param_groups for each in group["params"]]
+        norms.append(float(torch.stack([each.norm() for each in gradients]).norm()))
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    learn_instruction(pipe, pairs, replace(QUICK, steps=3, loss="guided", loss_guidance=1000.0), None)
+    assert norms == pytest.approx([1.0] * 3, abs=1e-3)
+    assert rates == pytest.approx([0.025, 0.05, 0.05])
+
+
+class Additive(torch.nn.Module):
+    """A network whose output says which latent, picture and text each row was given."""
+
+    dtype = torch.float32
+
+    def forward(self, inputs: torch.Tensor, _: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
+        noisy, source = inputs.chunk(2, dim=1)
+        return SimpleNamespace(sample=noisy + 2 * source + encoder_hidden_states.mean((1, 2))[:, None, None, None])
+
+
+class Constant(torch.nn.Module):
+    """A text."""
+
+    def __init__(self, embedding: torch.Tensor) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def text(self) -> torch.Tensor:
+        return self.embedding
+
+
+def test_visiis_loss_is_four_times_the_guided_error_and_a_tenth_of_its_term() -> None:
+    draws = torch.Generator().manual_seed(0)
+    noisy, source, target = (torch.randn(2, 3, 4, 4, generator=draws) for _ in range(3))
+    text, null = torch.randn(1, 5, 6, generator=draws), torch.randn(1, 5, 6, generator=draws)
+    direction = torch.nn.functional.normalize(torch.randn(1, 4, generator=draws), dim=1)
+    projection = torch.randn(4, 6, generator=draws)
+    config = LearnConfig(method="visii", loss_guidance=3.0, loss_image_guidance=1.5, precision="float32")
+    batch = PairBatch(source, noisy, torch.tensor([1, 2]), target)
+    step = InversionStep(Additive(), Constant(text), null, config, (direction, projection))
+    with_both = noisy + 2 * source + text.mean()
+    with_picture, with_neither = noisy + 2 * source + null.mean(), noisy + null.mean()
+    guided = with_neither + 1.5 * (with_picture - with_neither) + 3.0 * (with_both - with_picture)
+    term = visii_direction_term(text, projection, direction)
+    assert term.abs() > 0.01
+    wanted = 4 * (guided - target).square().mean() + 0.1 * term
+    assert step(batch).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_an_initial_caption_in_words_is_those_words(pipe: Any, pairs: PairSet) -> None:
