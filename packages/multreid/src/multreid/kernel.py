@@ -23,6 +23,8 @@ _MOST_SPARSE = 0.25
 """From this share of entries on, a whole kernel is smaller and faster than a sparse one."""
 _BLOCK_ENTRIES = 2**19
 """2 MiB: the handful of passes over a block stay in the cache."""
+STALE = 0.01
+"""By this share a factor may change before its product with the small entries is computed anew: they hold a thousandth of the mass."""
 
 ExponentRows = Callable[
     [int, int, Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
@@ -166,6 +168,31 @@ class Kernel:
         if self.far is not None:
             result += self.far.times(right)
         return result
+
+    def scaling(self) -> Callable[[Float[np.ndarray, " m"]], tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]]:
+        """The function v -> K v, K^T (1 / K v), for factors that are called in a row and change little from call to call."""
+        times, times_transposed = self._following(), self.transposed._following()
+
+        def sums(v: Float[np.ndarray, " m"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+            row_sums = times(v)
+            return row_sums, times_transposed(1 / row_sums)
+
+        return sums
+
+    def _following(self) -> Callable[[Float[np.ndarray, " m"]], Float[np.ndarray, " n"]]:
+        """`times` that keeps what the small entries add until it is stale."""
+        if self.far is None:
+            return self.times
+        far = self.far
+        at, added = np.zeros(self.near.shape[1], np.float32), np.zeros(self.near.shape[0], np.float32)
+
+        def times(right: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
+            nonlocal at, added
+            if (np.abs(right - at) > STALE * at).any():
+                at, added = right, far.times(right)
+            return self._product.times(right) + added
+
+        return times
 
     def scaled(self, rows: Float[np.ndarray, " n"], columns: Float[np.ndarray, " m"]) -> "Kernel":
         """diag(rows) times the matrix times diag(columns); overwrites it where it is whole."""

@@ -8,9 +8,6 @@ import torch
 from jaxtyping import Float
 from scipy import sparse
 
-_PANEL = 64
-"""Columns multiplied at once: a panel of the right side stays in the cache."""
-
 
 @runtime_checkable
 class Product(Protocol):
@@ -33,13 +30,7 @@ class SparseMatrix:
         if self._mkl is None:
             return self.csr @ right
         source = torch.from_numpy(np.ascontiguousarray(right))
-        if source.ndim == 1:
-            return torch.mv(self._mkl, source).numpy()
-        result = np.empty((self.csr.shape[0], source.shape[1]), np.float32)
-        for start in range(0, source.shape[1], _PANEL):
-            panel = source[:, start : start + _PANEL].contiguous()
-            result[:, start : start + _PANEL] = torch.mm(self._mkl, panel).numpy()
-        return result
+        return (torch.mv if source.ndim == 1 else torch.mm)(self._mkl, source).numpy()
 
 
 def _as_torch(matrix: sparse.csr_array) -> torch.Tensor:

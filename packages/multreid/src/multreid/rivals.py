@@ -12,8 +12,8 @@ from multreid.clustering import assign_outliers
 from multreid.matching import bilateral_hungarian, hungarian, match_centres, nearest_centre, transported_labels
 from multreid.scores import pair_scores
 from multreid.transfer import (
-    Affinities,
     Association,
+    affinities,
     cluster_centres,
     homogeneous_step,
     propagate,
@@ -100,7 +100,7 @@ def without_homogeneous_step(
     """The label transfer with neighbours within a modality left out: an ablation."""
     a, b = unit_rows(features_a), unit_rows(features_b)
     plan = sinkhorn_features(a, b)
-    alone = Affinities(row_stochastic(_identity(len(a))), row_stochastic(_identity(len(b))), plan.kernel)
+    alone = affinities(_identity(len(a)), _identity(len(b)), plan.kernel)
     starts = _starts(a, b, labels_a, labels_b)
     in_a = propagate(alone, starts[0], starts[1], 0.2)
     in_b = propagate(alone.swapped(), starts[2], starts[3], 0.2)

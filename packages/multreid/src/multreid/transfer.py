@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped
 from scipy import sparse
 
@@ -22,6 +23,8 @@ from multreid.vectors import check_features, check_pair, unit_rows
 from tenfold import UserError
 
 Start = Literal["ot", "matching"]
+_PANEL = 64
+"""Columns of labels that are propagated at once."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,29 @@ class Affinities:
     Attributes:
         within_a: A^vv, n x n.
         within_b: A^rr, m x m.
-        across: the transport plan that A^vr and A^rv are the row-normalised form of (n x m and m x n).
+        to_a: A^vr, n x m: what instances of a receive from those of b.
+        to_b: A^rv, m x n.
     """
 
     within_a: RowStochastic
     within_b: RowStochastic
-    across: Kernel
+    to_a: RowStochastic
+    to_b: RowStochastic
 
     def swapped(self) -> "Affinities":
         """The same with the two modalities exchanged."""
-        return Affinities(self.within_b, self.within_a, self.across.transposed)
+        return Affinities(self.within_b, self.within_a, self.to_b, self.to_a)
+
+
+def affinities(similarity_a: sparse.csr_array, similarity_b: sparse.csr_array, plan: Kernel) -> Affinities:
+    """Affinities from similarities within the modalities and a transport plan between them (section 3.3)."""
+    n, m = plan.near.shape
+    return Affinities(
+        row_stochastic(similarity_a),
+        row_stochastic(similarity_b),
+        RowStochastic(plan, m),
+        RowStochastic(plan.transposed, n),
+    )
 
 
 @dataclass(frozen=True)
@@ -171,14 +187,14 @@ def transfer_labels(
     check_pair(a, b, ("features_a", "features_b"))
     centres_a, centres_b = cluster_centres(a, labels_a, "labels_a"), cluster_centres(b, labels_b, "labels_b")
     plan = sinkhorn_features(a, b, reg, stopping=stopping, far=far, groups=(labels_a, labels_b))
-    affinities = Affinities(
-        row_stochastic(jaccard_similarity(a, k1, k2) if similarity_a is None else similarity_a),
-        row_stochastic(jaccard_similarity(b, k1, k2) if similarity_b is None else similarity_b),
+    closeness = affinities(
+        jaccard_similarity(a, k1, k2) if similarity_a is None else similarity_a,
+        jaccard_similarity(b, k1, k2) if similarity_b is None else similarity_b,
         plan.kernel,
     )
     cross = start_from_transport if start == "ot" else start_from_matching
     in_a = propagate(
-        affinities,
+        closeness,
         start_labels(a, centres_a, temperature),
         cross(b, centres_a, centres_b, labels_b, reg, stopping),
         alpha,
@@ -186,7 +202,7 @@ def transfer_labels(
         tolerance,
     )
     in_b = propagate(
-        affinities.swapped(),
+        closeness.swapped(),
         start_labels(b, centres_b, temperature),
         cross(a, centres_b, centres_a, labels_a, reg, stopping),
         alpha,
@@ -301,22 +317,27 @@ def propagate(
         max_iterations: the cap.
         tolerance: of the relative L1 change of both matrices.
     """
-    own, cross = own_start, cross_start
-    across, back = affinities.across, affinities.across.transposed
-    to_own, to_cross = RowStochastic(across, len(cross)), RowStochastic(back, len(own))
-    for iteration in range(1, max_iterations + 1):
-        received_own = heterogeneous_step(to_own.times(cross), own_start, alpha)
-        received_cross = heterogeneous_step(to_cross.times(received_own), cross_start, alpha)
-        before, own = own, homogeneous_step(affinities.within_a, received_own)
-        del received_own
-        change = _relative_change(own, before)
-        before, cross = cross, homogeneous_step(affinities.within_b, received_cross)
-        del received_cross
-        change = max(change, _relative_change(cross, before))
-        del before
-        if change <= tolerance:
-            return Propagation(own, cross, iteration, True, change)
-    return Propagation(own, cross, max_iterations, False, change)
+    # Columns do not meet, and a panel of them stays in the cache.
+    starts = [
+        (own_start[:, first : first + _PANEL], cross_start[:, first : first + _PANEL])
+        for first in range(0, own_start.shape[1], _PANEL)
+    ]
+    panels = [(np.ascontiguousarray(own), np.ascontiguousarray(cross)) for own, cross in starts]
+    iteration, change = 0, np.inf
+    while iteration < max_iterations and change > tolerance:
+        changed, mass = np.zeros(2), np.zeros(2)
+        for place, ((own, cross), (own_0, cross_0)) in enumerate(zip(panels, starts, strict=True)):
+            received_own = heterogeneous_step(affinities.to_a.times(cross), own_0, alpha)
+            received_cross = heterogeneous_step(affinities.to_b.times(received_own), cross_0, alpha)
+            panels[place] = (
+                homogeneous_step(affinities.within_a, received_own),
+                homogeneous_step(affinities.within_b, received_cross),
+            )
+            changed += [_l1(new, old) for new, old in zip(panels[place], (own, cross), strict=True)]
+            mass += [_l1(own), _l1(cross)]
+        iteration, change = iteration + 1, float((changed / mass).max())
+    own, cross = (np.concatenate(parts, axis=1) for parts in zip(*panels, strict=True))
+    return Propagation(own, cross, iteration, change <= tolerance, change)
 
 
 def heterogeneous_step(
@@ -326,8 +347,7 @@ def heterogeneous_step(
 
     Overwrites the labels received.
     """
-    received *= np.float32(1 - alpha)
-    received += np.float32(alpha) * start
+    torch.from_numpy(received).mul_(1 - alpha).add_(torch.from_numpy(start), alpha=alpha)
     return received
 
 
@@ -339,11 +359,9 @@ def homogeneous_step(affinity: RowStochastic, labels: Float[np.ndarray, "n k"]) 
     return result
 
 
-def _relative_change(now: Float[np.ndarray, "n k"], before: Float[np.ndarray, "n k"]) -> float:
-    difference = now - before
-    np.abs(difference, out=difference)
-    # Labels are not negative.
-    return float(difference.sum(dtype=np.float64) / before.sum(dtype=np.float64))
+def _l1(labels: Float[np.ndarray, "n k"], other: Float[np.ndarray, "n k"] | float = 0.0) -> float:
+    difference = torch.from_numpy(labels) - torch.as_tensor(other)
+    return float(difference.abs_().sum())
 
 
 def mixed_targets(soft: Float[np.ndarray, "n k"], beta: float = 0.7) -> Float[np.ndarray, "n k"]:

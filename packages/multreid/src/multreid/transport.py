@@ -32,6 +32,8 @@ OFFICIAL_PERIOD = 10
 DRIFT = 2.0
 GROUPED_DRIFT = 8.0
 """Sums over groups stay true where corrections differ between groups, so that they may grow further."""
+WHOLE_DRIFT = 1e3
+"""A kernel without sums only loses entries that lie far below all others."""
 
 Stopping = Literal["official"] | float
 """`official`: sum over columns of |b / b' - 1| at most 0.1, looked at in iterations 0, 10, 20, ...
@@ -151,23 +153,24 @@ def _solve(
     f, g, change = _first_iteration(exponents, shape)
     done, converged = 1, stopping == "official" and change <= OFFICIAL_TOLERANCE
     kernel = stabilised_kernel(exponents, f, g, far, groups)
-    drift = DRIFT if groups is ONE_GROUP else GROUPED_DRIFT
+    sums = kernel.scaling()
     u, v = np.ones(n, np.float32), np.ones(m, np.float32)
     while not converged and done < max_iterations:
-        row_sums = kernel.times(v)
+        row_sums, column_sums = sums(v)
         if stopping != "official" and np.abs(n * (u * row_sums) - 1).max() <= stopping:
             break
         u = 1 / (n * row_sums)
-        previous, v = v, 1 / (m * kernel.transposed.times(u))
-        change = float(np.abs(previous / v - 1).sum(dtype=np.float64))
+        previous, v = v, n / (m * column_sums)
+        change = float(np.abs(previous / v - 1).sum())
         if stopping == "official" and done % OFFICIAL_PERIOD == 0:
             converged = change <= OFFICIAL_TOLERANCE
         done += 1
-        if max(_spread(u), _spread(v)) > drift:
+        if max(_spread(u), _spread(v)) > _most_drift(kernel, groups):
             f, g = f + np.log(u, dtype=np.float64), g + np.log(v, dtype=np.float64)
             # The old kernel makes room for the new one.
-            del kernel
+            del kernel, sums
             kernel = stabilised_kernel(exponents, f, g, far, groups)
+            sums = kernel.scaling()
             u, v = np.ones_like(u), np.ones_like(v)
     kernel = kernel.scaled(u, v)
     row_error = float(np.abs(n * kernel.times(np.ones(m, np.float32)) - 1).max())
@@ -197,6 +200,13 @@ def _first_iteration(
         highest = higher
     g = -np.log(m) - highest.double() - total.log()
     return f.numpy(), g.numpy(), float((torch.exp(-np.log(m) - g) - 1).abs().sum())
+
+
+def _most_drift(kernel: Kernel, groups: Groups) -> float:
+    """By how much corrections may grow before the kernel is computed anew."""
+    if kernel.far is None:
+        return WHOLE_DRIFT
+    return DRIFT if groups is ONE_GROUP else GROUPED_DRIFT
 
 
 def _spread(correction: Float[np.ndarray, " n"]) -> float:
