@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from multreid import kernel
+from multreid import kernel, transfer
 from multreid.jaccard import jaccard_similarity
 from multreid.pedestrians import two_modality_features
 from multreid.scores import pair_scores
@@ -127,14 +127,24 @@ def test_renumbering_clusters_renumbers_labels(noisy) -> None:
     np.testing.assert_array_equal(second.cross_a, first.cross_a)
 
 
-def test_sparse_and_dense_transport_give_the_same_labels(monkeypatch) -> None:
+@pytest.mark.parametrize("far", [0.01, 0.001])
+def test_summed_up_transport_changes_labels_by_less_than_a_hundredth_of_far(monkeypatch, far) -> None:
     a, b, ids_a, ids_b = two_modality_features(1, identities=25, per_identity=14, dimension=32, noise=0.6)
     dense = transfer_labels(a, b, ids_a, ids_b)
     monkeypatch.setattr(kernel, "SMALL", 0)
-    near = transfer_labels(a, b, ids_a, ids_b)
+    near = transfer_labels(a, b, ids_a, ids_b, far=far)
     assert near.transport.far_mass > 0
     for name in ("soft_a", "soft_b", "soft_cross_a", "soft_cross_b"):
-        np.testing.assert_allclose(getattr(near, name), getattr(dense, name), atol=5e-5)
+        np.testing.assert_allclose(getattr(near, name), getattr(dense, name), atol=far / 100)
+
+
+def test_labels_do_not_depend_on_how_many_are_propagated_at_once(noisy, monkeypatch) -> None:
+    together = transfer_labels(*noisy, k1=12, k2=4)
+    monkeypatch.setattr(transfer, "_PANEL", 3)
+    apart = transfer_labels(*noisy, k1=12, k2=4)
+    assert apart.space_a.iterations == together.space_a.iterations
+    for name in ("soft_a", "soft_b", "soft_cross_a", "soft_cross_b"):
+        np.testing.assert_allclose(getattr(apart, name), getattr(together, name), atol=1e-6)
 
 
 def test_outliers_are_labelled_too(noisy) -> None:

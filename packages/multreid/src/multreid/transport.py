@@ -3,7 +3,7 @@
 P = diag(a) exp(-lambda D) diag(b) with uniform marginals, found by Sinkhorn's alternating scaling. exp(-lambda D) spans more
 orders of magnitude than float32 has. So the logarithms f = log a, g = log b are kept, and the iteration runs on the stabilised
 kernel K = exp(f + g - lambda D) with corrections u, v near one (Schmitzer, SIAM J. Sci. Comput. 2019). K is the plan so far; its
-many small entries are summed up (see `kernel`). When a correction has grown beyond a factor, K is computed anew.
+many small entries are summed up (see `kernel`). When corrections have settled, or one has grown beyond a factor, K is computed anew.
 """
 
 from dataclasses import dataclass, replace
@@ -30,10 +30,14 @@ from tenfold import UserError
 OFFICIAL_TOLERANCE = 0.1
 OFFICIAL_PERIOD = 10
 DRIFT = 2.0
-GROUPED_DRIFT = 8.0
-"""Sums over groups stay true where corrections differ between groups, so that they may grow further."""
+"""Corrections beyond this factor: the kernel is computed anew."""
+GROUPED_DRIFT = 30.0
+"""The same with groups: sums over groups stay true where corrections differ between groups."""
 WHOLE_DRIFT = 1e3
-"""A kernel without sums only loses entries that lie far below all others."""
+"""The same of a kernel without sums, which only loses entries that lie far below all others."""
+SETTLED, AGAIN = 30, 500
+"""A kernel with sums is computed anew at this iteration and from there after so many: what early ones get wrong is forgotten, and
+by then corrections change little."""
 
 Stopping = Literal["official"] | float
 """`official`: sum over columns of |b / b' - 1| at most 0.1, looked at in iterations 0, 10, 20, ...
@@ -165,7 +169,8 @@ def _solve(
         if stopping == "official" and done % OFFICIAL_PERIOD == 0:
             converged = change <= OFFICIAL_TOLERANCE
         done += 1
-        if max(_spread(u), _spread(v)) > _most_drift(kernel, groups):
+        anew = kernel.far is not None and done % AGAIN == SETTLED
+        if anew or max(_spread(u), _spread(v)) > _most_drift(kernel, groups):
             f, g = f + np.log(u, dtype=np.float64), g + np.log(v, dtype=np.float64)
             # The old kernel makes room for the new one.
             del kernel, sums
