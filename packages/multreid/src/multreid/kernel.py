@@ -8,7 +8,7 @@ instances as groups, labels and scaling factors nearly are. Costs are only ever 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -171,6 +171,8 @@ class Kernel:
 
     def scaling(self) -> Callable[[Float[np.ndarray, " m"]], tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]]:
         """The function v -> K v, K^T (1 / K v), for factors that are called in a row and change little from call to call."""
+        if isinstance(self.near, np.ndarray):
+            return partial(_sums_of_whole, torch.from_numpy(self.near))
         times, times_transposed = self._following(), self.transposed._following()
 
         def sums(v: Float[np.ndarray, " m"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
@@ -213,6 +215,19 @@ class Kernel:
         near = _moved(self.near[came_from_row], columns)
         near.sort_indices()
         return Kernel(near, None if self.far is None else self.far.reordered(rows, columns))
+
+
+def _sums_of_whole(
+    whole: Float[torch.Tensor, "n m"], v: Float[np.ndarray, " m"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """K v and K^T (1 / K v); a block of rows is used for both while it is in the cache, of which it may take half."""
+    n, m = whole.shape
+    factors, row_sums, column_sums = torch.from_numpy(v), torch.empty(n), torch.zeros(m)
+    for start, stop in row_blocks(n, 2 * m):
+        block, sums = whole[start:stop], row_sums[start:stop]
+        torch.mv(block, factors, out=sums)
+        column_sums.addmv_(block.T, sums.reciprocal())
+    return row_sums.numpy(), column_sums.numpy()
 
 
 def stabilised_kernel(
