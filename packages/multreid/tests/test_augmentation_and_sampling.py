@@ -76,6 +76,33 @@ def test_normalised_mean_colour_is_zero() -> None:
     torch.testing.assert_close(normalise(mean), torch.zeros(1, 3, 2, 2))
 
 
+def test_normalised_white_is_as_many_deviations_above_the_mean() -> None:
+    # (1 - 0.485) / 0.229, and so on.
+    white = normalise(torch.ones(1, 3, 1, 1)).flatten().tolist()
+    assert white == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-4)
+
+
+def test_half_of_the_pictures_are_mirrored() -> None:
+    picture = torch.zeros(1000, 3, 2, 4)
+    picture[..., 2:] = 1
+    for view in (augment, augment_channels):
+        seen = view(picture, torch.Generator().manual_seed(1), 0, slice(0, 1000, 1000))
+        mirrored = seen[..., :2].mean((1, 2, 3)) > seen[..., 2:].mean((1, 2, 3))
+        assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_half_of_the_augmented_pictures_lose_two_to_forty_in_a_hundred_of_their_area() -> None:
+    # White stays white under every other step, and an erased point is zero after normalisation.
+    seen = augment_channels(torch.ones(1000, 3, 60, 30), torch.Generator().manual_seed(2), 0, slice(0, 1000, 1000))
+    erased = (seen == 0).all(1).float().mean((1, 2))
+    assert (erased > 0).float().mean().item() == pytest.approx(0.5, abs=0.06)
+    area = erased[erased > 0]
+    # Rounding to whole points on either side; a rectangle too long for the picture is cut.
+    assert area.min() > 0.01
+    assert 0.35 < area.max() < 0.45
+    assert area.mean().item() == pytest.approx(0.2, abs=0.03)
+
+
 def test_instances_carry_their_label_and_repeat_only_when_they_must() -> None:
     labels = np.array([3, 3, 3, 3, 7, 7, -1, -1])
     rows = sample_instances(labels, np.array([7, 3]), 4, np.random.default_rng(0))

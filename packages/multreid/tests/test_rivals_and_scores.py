@@ -88,6 +88,9 @@ def test_outliers_go_to_the_nearest_centre(clusters) -> None:
     features, labels = clusters(5, 8, noise=0.2)
     marked = np.where(np.arange(40) % 8 == 0, -1, labels)
     np.testing.assert_array_equal(assign_outliers(features, marked), labels)
+    # A label that is there stays, also where another centre is nearer.
+    strayed = np.where(np.arange(40) == 1, 4, marked)
+    np.testing.assert_array_equal(assign_outliers(features, strayed), np.where(np.arange(40) == 1, 4, labels))
 
 
 @pytest.mark.parametrize("rival", ["ot", "pgm", "bccm", "hungarian", "nearest"])

@@ -9,10 +9,12 @@ from multreid.jaccard import jaccard_similarity
 from multreid.pedestrians import two_modality_features
 from multreid.scores import pair_scores
 from multreid.transfer import (
+    affinities,
     cluster_centres,
     heterogeneous_step,
     homogeneous_step,
     mixed_targets,
+    propagate,
     row_stochastic,
     start_from_transport,
     start_labels,
@@ -136,6 +138,22 @@ def test_summed_up_transport_changes_labels_by_less_than_a_hundredth_of_far(monk
     assert near.transport.far_mass > 0
     for name in ("soft_a", "soft_b", "soft_cross_a", "soft_cross_b"):
         np.testing.assert_allclose(getattr(near, name), getattr(dense, name), atol=far / 100)
+
+
+def test_propagation_reports_the_larger_relative_change() -> None:
+    # Nobody is close to anyone else of the own modality: the homogeneous step changes nothing.
+    closeness = affinities(
+        sparse.csr_array(np.eye(2, dtype=np.float32)),
+        sparse.csr_array(np.eye(3, dtype=np.float32)),
+        kernel.Kernel(np.full((2, 3), 1 / 6, np.float32)),
+    )
+    own, cross = np.eye(2, dtype=np.float32), np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    for sides, (first, second) in ((closeness, (own, cross)), (closeness.swapped(), (cross, own))):
+        found = propagate(sides, first, second, 0.2, max_iterations=1)
+        changes = [np.abs(new - old).sum() / old.sum() for new, old in ((found.own, first), (found.cross, second))]
+        assert found.change == pytest.approx(max(changes), rel=1e-5)
+        assert max(changes) > 1.05 * min(changes)
+        assert (found.iterations, found.converged) == (1, False)
 
 
 def test_labels_do_not_depend_on_how_many_are_propagated_at_once(noisy, monkeypatch) -> None:

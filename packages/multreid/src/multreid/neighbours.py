@@ -28,10 +28,12 @@ def nearest(
     if len(gallery) * len(queries) > _BLOCK_ENTRIES and len(queries) < 512 and len(gallery) > 65536:
         return _nearest_over_gallery_blocks(queries, gallery, k)
     rows = min(_BLOCK_ROWS, max(1, _BLOCK_ENTRIES // len(gallery)))
-    target = torch.from_numpy(np.ascontiguousarray(gallery))
     # |g|^2 rides along as one more column, against a column of ones: the product does all the work. |q|^2 is the same for
     # every gallery row and is added after the selection.
-    target = torch.cat([target, target.square().sum(1, keepdim=True)], 1).T.contiguous()
+    widened = torch.empty(gallery.shape[0], gallery.shape[1] + 1)
+    widened.numpy()[:, :-1] = gallery
+    widened[:, -1] = widened[:, :-1].square().sum(1)
+    target = widened.T.contiguous()
     indices, distances = torch.empty((len(queries), k), dtype=torch.long), torch.empty((len(queries), k))
     buffer = torch.empty((min(rows, len(queries)), len(gallery)))
     for start in range(0, len(queries), rows):

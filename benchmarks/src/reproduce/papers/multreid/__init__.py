@@ -154,7 +154,7 @@ EXPERIMENTS = (
         "multreid",
         "memory",
         "Growth of the resident set and CPU seconds of the sparse and the direct association, each in a process of its own.",
-        {"medium": 2},
+        {"medium": 5},
         measure_memory,
     ),
 )
