@@ -152,7 +152,6 @@ def test_propagation_reports_the_larger_relative_change() -> None:
         found = propagate(sides, first, second, 0.2, max_iterations=1)
         changes = [np.abs(new - old).sum() / old.sum() for new, old in ((found.own, first), (found.cross, second))]
         assert found.change == pytest.approx(max(changes), rel=1e-5)
-        assert max(changes) > 1.05 * min(changes)
         assert (found.iterations, found.converged) == (1, False)
 
 
