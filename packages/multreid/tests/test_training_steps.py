@@ -40,7 +40,6 @@ def seen(config, tmp_path_factory) -> Any:
 
             def watched(*args: Any, **options: Any) -> Any:
                 if name == "augment":
-                    # Copied: the stream goes on.
                     calls["seed"].append(args[1].initial_seed())
                 if name in LOSSES:
                     order.append(name)

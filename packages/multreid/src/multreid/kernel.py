@@ -24,7 +24,7 @@ _MOST_SPARSE = 0.25
 _BLOCK_ENTRIES = 2**19
 """2 MiB: the handful of passes over a block stay in the cache."""
 STALE = 0.01
-"""By this share a factor may change before its product with the small entries is computed anew: they hold a thousandth of the mass."""
+"""By this share a factor may change before its product with the small entries, a thousandth of the mass as a rule, is computed anew."""
 
 ExponentRows = Callable[
     [int, int, Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
