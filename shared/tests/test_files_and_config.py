@@ -1,14 +1,19 @@
 """Whole files or none; configurations that say what is wrong with them."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tenfold.config import for_verb, from_toml, read_toml, to_toml
-from tenfold.errors import UserError
-from tenfold.files import atomic_path, write_text
+import tenfold.files
+from tenfold.checkpoints import read_tensors
+from tenfold.config import for_verb, from_toml, to_toml
+from tenfold.errors import UserError, WriteError
+from tenfold.files import atomic_folder, atomic_path, check_writable, remove_stale, write_text
+from tenfold.reading import read_toml
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "x.txt"
     with pytest.raises(RuntimeError), atomic_path(target) as temporary:
         _write_half(temporary, target)
-    assert list(target.parent.iterdir()) == []
+    assert not target.parent.exists(), "folders made for it are taken back"
     write_text(target, "whole")
     write_text(target, "again")
     assert target.read_text() == "again"
@@ -52,6 +57,76 @@ def test_unwritable_places_are_named(tmp_path: Path) -> None:
     for target, word in [(tmp_path / "file" / "x", "cannot write"), (tmp_path, "is a folder")]:
         with pytest.raises(UserError, match=word):
             write_text(target, "")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "new/x") as temporary:
+        (temporary / "half").replace(temporary / "nothing")
+    assert not (tmp_path / "new").exists()
+    for _ in range(2):
+        (tmp_path / "x").mkdir(exist_ok=True)  # an empty folder is taken
+        with atomic_folder(tmp_path / "x") as temporary:
+            (temporary / "whole").write_text("whole")
+        assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
+        (tmp_path / "x/whole").unlink()
+    (tmp_path / "x/mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "x", tmp_path / "file"):
+        with pytest.raises(UserError, match=r"is not empty|is a file"), atomic_folder(place):
+            pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "mine", "x"]
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a/b/c.png")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file/x", tmp_path / ("x" * 300)):
+        with pytest.raises(WriteError, match="cannot write here"):
+            check_writable(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+FILL = """
+import resource, signal, sys
+import torch
+from tenfold.checkpoints import write_tensors
+from tenfold.errors import WriteError
+from tenfold.files import write_text
+
+target = sys.argv[1]
+write_text(target + ".txt", "old")
+write_tensors(target, {"a": torch.zeros(10)})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for write in (lambda: write_text(target + ".txt", "x" * 5000), lambda: write_tensors(target, {"a": torch.zeros(5000)})):
+    try:
+        write()
+    except WriteError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    target = tmp_path / "w.safetensors"
+    done = subprocess.run([sys.executable, "-c", FILL, target], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all("cannot write" in line and "is kept" in line and str(target) in line for line in lines)
+    assert len(read_tensors(target)[0]["a"]) == 10
+    assert Path(f"{target}.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2, "no temporary file stays"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenfold.files, "_swept", set())
+    code = "import os, sys; from tenfold.files import atomic_path; held = atomic_path(sys.argv[1]); held.__enter__(); os._exit(9)"
+    for name in ("a.png", "deep/b.png"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False)
+    assert len(list(tmp_path.rglob("*.tmp-*"))) == 2
+    with atomic_path(tmp_path / "living.png"):
+        remove_stale(tmp_path, recursive=True)
+        assert len(list(tmp_path.rglob("*.tmp-*"))) == 1, "the file of a living process stays"
 
 
 def test_a_configuration_survives_toml() -> None:
@@ -91,5 +166,5 @@ def test_a_verbs_table_goes_before_the_common_keys() -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "none.toml", tmp_path / "x.toml"):
-        with pytest.raises(UserError, match=r"\.toml: cannot read"):
+        with pytest.raises(UserError, match=r"\.toml: is not UTF-8|\.toml: cannot read"):
             read_toml(path)

@@ -1,14 +1,17 @@
 """Run folders: refusing to overwrite, resuming, logging."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from tenfold.errors import UserError
+from tenfold.errors import RunLocked, UserError
 from tenfold.runs import (
+    LOCK,
     RunFolder,
     autocast,
     has_fast_bf16,
@@ -135,3 +138,64 @@ def test_autocast_computes_in_bf16_exactly_where_the_hardware_does() -> None:
 def test_tracking_passes_everything_on() -> None:
     assert list(track(iter("abc"), "letters", total=3)) == ["a", "b", "c"]
     assert list(track([1, 2], "numbers")) == [1, 2]
+
+
+HOLDER = """
+import sys, time
+from dataclasses import dataclass
+from tenfold.runs import RunFolder
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int = 3
+    lr: float = 0.1
+
+RunFolder.create(sys.argv[1], Recipe(), resume=True)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
+    other = hold(tmp_path / "run")
+    try:
+        for resume in (True, False):
+            with pytest.raises(UserError, match=rf"process {other.pid} on|already holds"):
+                RunFolder.create(tmp_path / "run", Recipe(), resume=resume)
+        with pytest.raises(RunLocked), refused_without_trace(tmp_path / "run"):
+            RunFolder.create(tmp_path / "run", Recipe(), resume=True)
+        assert (tmp_path / "run/config.toml").exists(), "the other's run is left alone"
+    finally:
+        other.kill()
+        other.wait()
+    run = RunFolder.create(tmp_path / "run", Recipe(), resume=True)
+    assert (tmp_path / "run" / LOCK).exists(), "a dead process's lock is taken over"
+    run.finish({})
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_result_is_read_back(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", Recipe())
+    with pytest.raises(UserError, match="--resume"):
+        run.result()
+    run.finish({"accuracy": 0.5})
+    assert run.result() == {"accuracy": 0.5}
+    (run.path / "result.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        run.result()
+
+
+def test_a_damaged_log_is_passed_over(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", Recipe())
+    run.log(step=2, loss=1.0)
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write("[" * 50_000 + '\n[1]\n{"step": "x"}\n{"step": 3')
+    assert run.lines() == [{"step": 2, "loss": 1.0}]
+    assert run.last_step() == 2

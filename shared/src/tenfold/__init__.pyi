@@ -1,8 +1,14 @@
+from . import archives as archives
+from . import checkpoints as checkpoints
 from . import cli as cli
 from . import config as config
 from . import data as data
 from . import files as files
+from . import folders as folders
+from . import hub as hub
 from . import images as images
 from . import metrics as metrics
+from . import options as options
+from . import reading as reading
 from . import runs as runs
 from .errors import UserError as UserError

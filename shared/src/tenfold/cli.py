@@ -2,7 +2,8 @@
 
 A verb is a function with a docstring; its dataclass parameters become options. Every command line answers `--help` with
 examples, `--version`, `info`, and leaves with 0 when all went well, 2 when the person at the keyboard can mend the mistake (one line
-says how), 3 when a measured value broke a limit that was asked for, 130 after Ctrl-C. `--debug` shows the traceback.
+says how), 3 when a measured value broke a limit that was asked for or a file of a folder was skipped, 130 after Ctrl-C, 143 after SIGTERM.
+`--debug` shows the traceback.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -20,13 +22,24 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, Parameter, config
 from cyclopts.argument import ArgumentCollection
 
-from tenfold.config import for_verb, preset_values, read_toml
+from tenfold.config import for_verb, nearest, preset_values
 from tenfold.errors import UserError
+from tenfold.options import check_number
+from tenfold.reading import read_toml
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_LIMIT_BROKEN = 3
+EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+MESSAGE_LIMIT = 1000
+"""Characters of an error line: what a file holds may be quoted in it."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which leaves a resumable run as Ctrl-C does."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,8 @@ def create_app(package: str, summary: str, paper: Paper) -> App:
         help_format="plaintext",
         version=lambda: importlib.metadata.version(package),
         config=_fill_from_files(package),
+        # No option takes NaN, infinity or a number beyond 64 bits; types of `tenfold.options` say more.
+        default_parameter=Parameter(validator=check_number),
         # Errors are printed by `one_line_errors`: a console would break the line at the terminal's width.
         print_error=False,
         exit_on_error=False,
@@ -172,9 +187,24 @@ def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"{app.name[0]}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show  # ty: ignore[invalid-assignment]  # documented as replaceable, typed as a constant
+    _leave_on_sigterm()
     with one_line_errors(app.name[0], debug="--debug" in tokens):
         code = app.meta(tokens, result_action="return_value")
     sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+def _leave_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does; children that it forks end at once, as without this."""
+    owner = os.getpid()
+
+    def leave(number: int, _: Any) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise _Terminated
+
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever owns that decides
+        signal.signal(signal.SIGTERM, leave)
 
 
 @contextlib.contextmanager
@@ -187,9 +217,9 @@ def one_line_errors(name: str, debug: bool) -> Generator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"{name}: interrupted; what had finished is kept", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_TERMINATED if isinstance(error, _Terminated) else EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our error. Keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -202,9 +232,10 @@ def one_line_errors(name: str, debug: bool) -> Generator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    named = isinstance(error, OSError) and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else str(error)
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) <= MESSAGE_LIMIT else f"{line[:MESSAGE_LIMIT]} ..."
 
 
 def _fill_from_files(package: str) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
@@ -215,8 +246,8 @@ def _fill_from_files(package: str) -> Callable[[App, tuple[str, ...], ArgumentCo
         file, preset = _option(arguments, "--config"), _option(arguments, "--preset")
         try:
             for source, values in (
-                (file, for_verb(read_toml(Path(file)), current) if file else {}),
-                (f"preset {preset}", preset_values(package, preset, current) if preset else {}),
+                (file, _verb_values(app, read_toml(Path(file)), current, arguments, file) if file is not None else {}),
+                (f"preset {preset}", preset_values(package, preset, current) if preset is not None else {}),
             ):
                 config.Dict(values, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
         except UserError as error:
@@ -225,13 +256,33 @@ def _fill_from_files(package: str) -> Callable[[App, tuple[str, ...], ArgumentCo
     return fill
 
 
+def _verb_values(
+    app: App, values: dict[str, Any], current: str, arguments: ArgumentCollection, source: str
+) -> dict[str, Any]:
+    """What a file says about a verb; tables that are no verb and keys that are no option are refused.
+
+    Raises:
+        UserError: names the unknown table or key, and the known one that looks most like it.
+    """
+    verbs = {name for each in (app, *(app.app_stack.current_frame)) for name in each if not name.startswith("-")}
+    options = {name.removeprefix("--").replace("-", "_") for each in arguments for name in each.names}
+    shown = {name for name in options if not name.startswith("no_")}
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in verbs:
+            raise UserError(f"{source}: unknown table [{key}]{nearest(key, verbs)}")
+    for key in for_verb(values, current):
+        if key.replace("-", "_") not in options:
+            raise UserError(f"{source}: {current} has no option {key}{nearest(key.replace('-', '_'), shown)}")
+    return for_verb(values, current)
+
+
 def _option(arguments: ArgumentCollection, name: str) -> str | None:
     for argument in arguments:
         if argument.name == name:
             if argument.tokens:
                 return argument.tokens[0].value
             default = argument.field_info.default
-            return default if isinstance(default, str) else None
+            return str(default) if isinstance(default, str | Path) else None
     return None
 
 

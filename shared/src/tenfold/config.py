@@ -6,12 +6,14 @@ the command line, a table named after a verb holds that verb's.
 """
 
 import dataclasses
-import tomllib
+import difflib
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tenfold.errors import UserError
+from tenfold.reading import parse_toml
 
 Config = TypeVar("Config")
 
@@ -40,19 +42,38 @@ def from_dict(values: dict[str, Any], cls: type[Config], source: str) -> Config:
         source: what to call the origin in an error.
 
     Raises:
-        UserError: an unknown key, a missing one, or a value of another type; the message names all of them.
+        UserError: an unknown key, a missing one, a value of another type (the message names all of them), or a number out
+            of its range.
     """
     import cattrs
+
+    from tenfold.options import check_fields
+
+    unknown = sorted(map(str, values.keys() - {field.name for field in dataclasses.fields(cls)}))  # ty: ignore[invalid-argument-type]
+    if unknown:
+        known = [field.name for field in dataclasses.fields(cls)]  # ty: ignore[invalid-argument-type]
+        raise UserError(f"{source}: unknown {', '.join(unknown)}{nearest(unknown[0], known)}")
 
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_structure_hook(int, _exact_int)
     converter.register_structure_hook(bool, _exact_bool)
     converter.register_structure_hook(float, _exact_float)
     try:
-        return converter.structure(values, cls)
+        config = converter.structure(values, cls)
     except cattrs.BaseValidationError as error:
+        own = error.split(UserError)[0]  # what a configuration's own checks said
+        if own is not None:
+            raise UserError(f"{source}: {_first(own)}") from None
         faults = "; ".join(cattrs.transform_error(error, path="")).replace(" @ .", " for ").replace(" @ ", "")
         raise UserError(f"{source}: {faults}") from None
+    check_fields(config, source)
+    return config
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    """The first error in a group of groups."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _exact_int(value: Any, _: Any) -> int:
@@ -78,23 +99,6 @@ def from_toml(text: str, cls: type[Config], source: str = "configuration") -> Co
     return from_dict(parse_toml(text, source), cls, source)
 
 
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML, turning a syntax error into one line that names `source`."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{source}: not valid TOML ({error})") from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, turning a missing or undecodable file into one line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    return parse_toml(text, str(path))
-
-
 def preset_names(package: str) -> list[str]:
     """The presets that a package ships, smallest name first."""
     folder = resources.files(package) / "presets"
@@ -109,9 +113,15 @@ def preset_values(package: str, name: str, verb: str) -> dict[str, Any]:
     """
     names = preset_names(package)
     if name not in names:
-        raise UserError(f"--preset {name}: {package} has {', '.join(names)}")
+        raise UserError(f"--preset {name!r}: {package} has {', '.join(names)}{nearest(name, names)}")
     text = (resources.files(package) / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     return for_verb(parse_toml(text, f"preset {name}"), verb)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name: the known one that looks most like it, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def for_verb(values: dict[str, Any], verb: str) -> dict[str, Any]:

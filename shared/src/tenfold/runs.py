@@ -1,5 +1,6 @@
 """A run is a folder: its configuration, its log, its result, its checkpoints. And what every run begins with."""
 
+import atexit
 import contextlib
 import dataclasses
 import importlib.util
@@ -13,14 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tenfold.config import read_toml, to_toml
-from tenfold.errors import UserError
-from tenfold.files import atomic_path, write_text
+from tenfold.config import to_toml
+from tenfold.errors import RunLocked, UserError
+from tenfold.files import atomic_path, remove_stale, write_errors, write_text
+from tenfold.reading import parse_toml, read_json_object, read_text, read_toml
 
 if TYPE_CHECKING:
+    import filelock
     import torch
 
 Item = TypeVar("Item")
+
+LOCK = "run.lock"
+_held: "dict[Path, filelock.SoftFileLock]" = {}
 
 
 def seed_everything(seed: int) -> None:
@@ -106,7 +112,8 @@ class RunFolder:
     """The folder of one run; make it with `create`.
 
     `config.toml` holds the resolved configuration, `metrics.jsonl` one JSON object a line, `result.json` what came out
-    (its presence marks a finished run), `checkpoints/` what a resumed run starts from.
+    (its presence marks a finished run), `checkpoints/` what a resumed run starts from, `run.lock` which process works on
+    it (while one does).
 
     Attributes:
         path: the folder.
@@ -117,7 +124,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: bool = False) -> "RunFolder":
-        """Start a run, or take up one that was interrupted.
+        """Start a run, or take up one that was interrupted; no other process can meanwhile, until `finish` or the process ends.
+
+        Temporary files of killed processes are removed.
 
         Args:
             path: the folder, made if missing.
@@ -127,6 +136,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run and `resume` is off, holds one with another configuration, holds other
                 things, or cannot be written.
+            RunLocked: another living process works on it.
         """
         path = Path(path)
         recorded = path / "config.toml"
@@ -140,10 +150,10 @@ class RunFolder:
             raise UserError(f"{path}: is a file; choose a folder for --out")
         else:
             write_text(recorded, to_toml(config))
-        try:
+        lock_run(path)
+        with write_errors(path):
             (path / "checkpoints").mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot write here ({error.strerror})") from error
+        remove_stale(path, recursive=True)
         return cls(path)
 
     @property
@@ -162,9 +172,11 @@ class RunFolder:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in scalars.items()
         }
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with write_errors(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self._log_to_tensorboard(line)
+        with write_errors(self.path / "tensorboard"):
+            self._log_to_tensorboard(line)
 
     def _log_to_tensorboard(self, line: dict[str, Any]) -> None:
         if self._board is None:
@@ -185,9 +197,11 @@ class RunFolder:
         if not path.exists():
             return []
         lines = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
+        for text in read_text(path).splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step", 0), int | float):
+                    lines.append(line)
         return lines
 
     def rewind(self, step: int) -> None:
@@ -200,11 +214,69 @@ class RunFolder:
         return max((line.get("step", 0) for line in self.lines()), default=0)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write `result.json`, which marks the run as finished."""
+        """Write `result.json`, which marks the run as finished, and let other processes in."""
         if self._board:
             self._board.close()
         with atomic_path(self.path / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        unlock_run(self.path)
+
+    def result(self) -> dict[str, Any]:
+        """What came out of a finished run.
+
+        Raises:
+            UserError: the run is not finished, or its `result.json` is damaged.
+        """
+        if not self.is_finished:
+            raise UserError(f"{self.path}: holds no finished run; continue it with --resume")
+        return read_json_object(self.path / "result.json")
+
+
+def lock_run(path: Path) -> None:
+    """Keep other processes from working on a run folder; the lock of a dead process of this machine is taken over.
+
+    The lock is this process's until `unlock_run` or its end; taking it twice is fine.
+
+    Raises:
+        RunLocked: another process holds it; the message names the process and its machine.
+    """
+    import filelock
+
+    place = path.resolve()
+    if place in _held:
+        return
+    lock = filelock.SoftFileLock(place / LOCK)
+    try:
+        with write_errors(path):
+            lock.acquire(timeout=0.5, poll_interval=0.1)
+    except filelock.Timeout:
+        raise RunLocked(
+            f"{path}: {_lock_holder(place / LOCK)} works on this run; wait for it, end it, or choose another --out"
+        ) from None
+    if not _held:
+        atexit.register(_unlock_all)
+    _held[place] = lock
+
+
+def unlock_run(path: Path) -> None:
+    """Let other processes work on a run folder again; nothing happens when this process does not hold it."""
+    lock = _held.pop(path.resolve(), None)
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            lock.release()
+
+
+def _unlock_all() -> None:
+    for path in list(_held):
+        unlock_run(path)
+
+
+def _lock_holder(lock: Path) -> str:
+    """The process and host that the first two lines of a lock name."""
+    lines = (
+        [*lock.read_text(encoding="utf-8", errors="replace").splitlines(), "?", "?"] if lock.exists() else ["?", "?"]
+    )
+    return f"process {lines[0]} on {lines[1]}"
 
 
 @contextlib.contextmanager
@@ -217,14 +289,20 @@ def refused_without_trace(path: Path) -> Generator[None]:
     Raises:
         UserError, OSError: those of the block, passed on.
     """
+    path = path.absolute()
     made = [each for each in (path, *path.parents) if not each.exists()]
     was_bare = path in made or (path.is_dir() and not any(path.iterdir()))
     try:
         yield
+    except RunLocked:
+        raise  # what is there is another process's
     except (UserError, OSError):
+        unlock_run(path)
         if was_bare and path.is_dir():
             _withdraw(path, made)
         raise
+    finally:
+        unlock_run(path)
 
 
 def _withdraw(path: Path, made: list[Path]) -> None:
@@ -243,9 +321,7 @@ def _withdraw(path: Path, made: list[Path]) -> None:
 
 
 def _check_same_config(recorded: Path, config: Any) -> None:
-    import tomllib
-
-    before, now = read_toml(recorded), tomllib.loads(to_toml(config))
+    before, now = read_toml(recorded), parse_toml(to_toml(config), "configuration")
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         details = ", ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed)

@@ -23,7 +23,8 @@ from pfrforgery.networks import Predict, TwoBranchDetector, fake_probability, lo
 from pfrforgery.recipe import FederationConfig, fingerprint
 from pfrforgery.stores import FileStore, read_tensors
 from tenfold import UserError
-from tenfold.config import from_dict, read_toml
+from tenfold.config import from_dict
+from tenfold.reading import read_toml
 from tenfold.data import to_tensor
 from tenfold.images import list_images
 from tenfold.runs import pick_device, track
