@@ -30,7 +30,10 @@ class Member:
         return sorted(self.source.rglob("*.py"))
 
 
-PACKAGES = [Member(path.name, path, path.name) for path in sorted((ROOT / "packages").iterdir()) if path.is_dir()]
+PACKAGES = [
+    Member(path.name, path, path.name)
+    for path in sorted(each.parent for each in ROOT.glob("packages/*/pyproject.toml"))
+]
 SHARED = Member("tenfold", ROOT / "shared", "tenfold")
 BENCHMARKS = Member("tenfold-benchmarks", ROOT / "benchmarks", "reproduce")
 
