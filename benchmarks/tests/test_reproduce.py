@@ -13,6 +13,7 @@ from reproduce.plots import axis_ticks, dot_plot
 from reproduce.pytest_times import share_of
 from tenfold import UserError
 from tenfold.images import write_image
+from tenfold.testing import run_command
 
 
 class Counting:
@@ -135,8 +136,6 @@ def test_more_seeds_and_other_tiers(measure: Counting, tmp_path: Path) -> None:
     assert (tmp_path / "small.json").exists()
     with pytest.raises(UserError, match="--tier paper"):
         reproduce("run", "--tier", "paper", "--out", str(tmp_path))
-    with pytest.raises(UserError, match="--seeds 0"):
-        reproduce("run", "--seeds", "0", "--out", str(tmp_path))
 
 
 def test_results_survive_a_round_trip(measure: Counting, tmp_path: Path) -> None:
@@ -177,13 +176,60 @@ def test_the_list_names_every_claim(measure: Counting, capsys: pytest.CaptureFix
     assert measure.calls == []
 
 
-def test_nothing_measured_and_damaged_results_are_one_line(measure: Counting, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing measured yet"):
-        reproduce("report", "--out", str(tmp_path))
-    (tmp_path / "smoke.json").write_text('{"tier": ')
-    with pytest.raises(UserError, match="not written by this version"):
-        reproduce("report", "--out", str(tmp_path))
+DAMAGED = (
+    "",
+    '{"tier": ',
+    "[]",
+    "[" * 100_000,
+    '{"tier": 3, "measured": 7}',
+    '{"measured": [{"seed": "x"}], "timings": "x"}',
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("verb", ["report", "run", "speed"])
+def test_damaged_results_are_one_line_before_anything_is_measured(
+    measure: Counting, tmp_path: Path, verb: str, text: str
+) -> None:
+    for name in ("smoke", "speed"):
+        (tmp_path / f"{name}.json").write_text(text)
+    answer = run_command(cli.app, [verb, "--out", tmp_path])
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    assert ".json: " in answer.err
     assert measure.calls == []
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_seed_is_measured_anew(measure: Counting, tmp_path: Path, text: str) -> None:
+    reproduce("run", "--seeds", "2", "--out", str(tmp_path))
+    (tmp_path / "runs/smoke/fairfd/trial/seed-1/result.json").write_text(text)
+    reproduce("run", "--seeds", "2", "--out", str(tmp_path))
+    assert measure.calls == [(0, "smoke"), (1, "smoke"), (1, "smoke")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "--seeds", "0"),
+        ("run", "--seeds", "nan"),
+        ("run", "--seeds", "1" + "0" * 30),
+        ("run", "--tier", "huge"),
+        ("run", "--out", "{file}/below"),
+        ("speed", "--out", "{file}/below"),
+        ("report",),
+        ("frobnicate",),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_measured(
+    measure: Counting, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    answer = run_command(cli.app, [each.format(file=tmp_path / "file") for each in words], tmp_path)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("reproduce: ")
+    assert measure.calls == []
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_unknown_packages_are_named() -> None:

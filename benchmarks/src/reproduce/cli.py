@@ -1,18 +1,22 @@
 """`reproduce`: check the claims of the ten packages."""
 
+import importlib.metadata
 import os
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from tenfold import UserError
-from tenfold.cli import EXIT_LIMIT_BROKEN, one_line_errors
+from tenfold import cli as conventions
+from tenfold.cli import EXIT_LIMIT_BROKEN, verb
+from tenfold.files import check_writable
+from tenfold.options import Count, check_number
 
 SMOKE_BUDGET_SECONDS = 25.0
 """What each package may take of the smoke tier on two cores."""
@@ -21,25 +25,30 @@ app = App(
     name="reproduce",
     help="Check the claims of the papers, and of our README, against this code.\n\nWithout a verb: the smoke tier of every installed package.",
     help_format="plaintext",
-    help_epilogue=(
-        "Examples:\n  $ reproduce\n  $ reproduce list\n  $ reproduce run --only fairfd --tier small --seeds 5\n"
-        "  $ reproduce speed --only fairfd\n  $ reproduce report"
-    ),
-    version_flags=[],
+    help_epilogue="`reproduce VERB --help` explains a verb and shows examples.",
+    version=lambda: importlib.metadata.version("tenfold-benchmarks"),
+    # No option takes a number beyond 64 bits, NaN or infinity; `Count` says more.
+    default_parameter=Parameter(validator=check_number),
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
+app.meta.suppress_keyboard_interrupt = False
 
 Tier = Literal["smoke", "small", "medium", "paper"]
 Only = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
 
 
 @app.default
-@app.command
+@verb(app, "reproduce run --only fairfd", "reproduce run --only fairfd --tier small --seeds 5")
 def run(
-    *, only: Only = (), tier: Tier = "smoke", seeds: int | None = None, out: Path = Path("results"), fresh: bool = False
+    *,
+    only: Only = (),
+    tier: Tier = "smoke",
+    seeds: Count | None = None,
+    out: Path = Path("results"),
+    fresh: bool = False,
 ) -> int:
     """Measure the claims of a tier; finished seeds are kept and not measured again.
 
@@ -53,12 +62,13 @@ def run(
         fresh: Measure again what is stored.
     """
     from reproduce.registry import suites
-    from reproduce.report import save_tier, write_html
+    from reproduce.report import load_tier, save_tier, write_html
     from reproduce.running import outcomes, run_suites
 
-    if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least one is needed")
     chosen = suites(only)
+    # Refused before minutes of measuring, not after.
+    check_writable(out / f"{tier}.json")
+    load_tier(out, tier)
     measured, seconds = [], defaultdict(float)
     progress = Console(stderr=True)
     for step in run_suites(chosen, tier, seeds, out, fresh):
@@ -117,7 +127,7 @@ def _print_outcomes(judged: list) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-@app.command(name="list")
+@app.command(name="list", help_epilogue="Examples:\n  $ reproduce list --only fairfd cskopt")
 def list_claims(*, only: Only = ()) -> None:
     """List the claims, with what is recorded of each.
 
@@ -134,7 +144,7 @@ def list_claims(*, only: Only = ()) -> None:
             print(f"{speed.id}\n    {speed.statement}; aim {speed.target:g}x\n    speed")
 
 
-@app.command
+@verb(app, "reproduce speed --only fairfd")
 def speed(*, only: Only = (), out: Path = Path("results")) -> None:
     """Time ours against the straightforward way, in one process, and report ratios.
 
@@ -143,11 +153,14 @@ def speed(*, only: Only = (), out: Path = Path("results")) -> None:
         out: Where results and the report go.
     """
     from reproduce.registry import suites
-    from reproduce.report import save_speed, write_html
+    from reproduce.report import load_speed, save_speed, write_html
     from reproduce.timing import time_speed
 
+    chosen = suites(only)
+    check_writable(out / "speed.json")
+    load_speed(out)
     timings = []
-    for suite in suites(only):
+    for suite in chosen:
         for each in suite.speeds:
             started = time.perf_counter()
             timing = time_speed(each)
@@ -166,7 +179,7 @@ def speed(*, only: Only = (), out: Path = Path("results")) -> None:
     print(f"{len(timings)} comparisons -> {write_html(out)}")
 
 
-@app.command
+@verb(app, "reproduce report --out results")
 def report(*, out: Path = Path("results")) -> None:
     """Render the report again from the results on disk.
 
@@ -178,11 +191,22 @@ def report(*, out: Path = Path("results")) -> None:
     print(write_html(out))
 
 
-def main() -> None:
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative=())] = False,  # noqa: ARG001  # `run` of the conventions looks for it
+) -> Any:
+    """Run a verb.
+
+    Args:
+        tokens: the verb and its arguments.
+        debug: Show the traceback of an error.
+    """
+    return app(tokens, result_action="return_value")
+
+
+def main() -> NoReturn:
     """Entry point of `reproduce`."""
     # One process, steady numbers: the experiments are small, and two cores are what CI has.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-    tokens = sys.argv[1:]
-    with one_line_errors("reproduce", debug="--debug" in tokens):
-        code = app([token for token in tokens if token != "--debug"])
-    sys.exit(code if isinstance(code, int) else 0)
+    conventions.run(app)

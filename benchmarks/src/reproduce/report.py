@@ -21,6 +21,7 @@ from reproduce.running import JSON, SeedResult
 from reproduce.timing import Timing
 from tenfold import UserError
 from tenfold.files import write_text
+from tenfold.reading import read_json_object
 
 Report = TypeVar("Report")
 
@@ -86,9 +87,10 @@ def load_speed(results: Path) -> SpeedReport | None:
 def _load(path: Path, kind: type[Report]) -> Report | None:
     if not path.exists():
         return None
+    stored = read_json_object(path)
     try:
-        return JSON.loads(path.read_text(encoding="utf-8"), kind)
-    except (ValueError, cattrs.BaseValidationError):
+        return JSON.structure(stored, kind)
+    except (ValueError, TypeError, AttributeError, KeyError, cattrs.BaseValidationError):
         raise UserError(f"{path}: not written by this version of `reproduce`; move it away") from None
 
 

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cattrs
 from cattrs.preconf.json import make_converter
 
 from reproduce.claims import Claim, Experiment, Measurement, Outcome, Suite, judge
+from tenfold import UserError
 from tenfold.files import write_text
+from tenfold.reading import read_json_object
 
 JSON = make_converter()
 """Dataclasses to JSON and back."""
@@ -115,9 +118,13 @@ def run_seed(
 
 
 def _stored(path: Path, mark: str) -> SeedResult | None:
+    """The result of a seed, or None where there is none, it is damaged, or other code made it: it is measured anew."""
     if not path.exists():
         return None
-    result = JSON.loads(path.read_text(encoding="utf-8"), SeedResult)
+    try:
+        result = JSON.structure(read_json_object(path), SeedResult)
+    except (UserError, ValueError, TypeError, AttributeError, KeyError, cattrs.BaseValidationError):
+        return None
     return result if result.fingerprint == mark else None
 
 
