@@ -3,12 +3,16 @@ from . import checkpoints as checkpoints
 from . import cli as cli
 from . import config as config
 from . import data as data
+from . import figures as figures
 from . import files as files
 from . import folders as folders
 from . import hub as hub
 from . import images as images
 from . import metrics as metrics
 from . import options as options
+from . import random as random
 from . import reading as reading
 from . import runs as runs
+from . import training as training
+from . import transforms as transforms
 from .errors import UserError as UserError

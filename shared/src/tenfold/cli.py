@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -187,14 +188,14 @@ def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"{app.name[0]}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show  # ty: ignore[invalid-assignment]  # documented as replaceable, typed as a constant
-    _leave_on_sigterm()
-    with one_line_errors(app.name[0], debug="--debug" in tokens):
+    with one_line_errors(app.name[0], debug="--debug" in tokens), sigterm_interrupts():
         code = app.meta(tokens, result_action="return_value")
     sys.exit(code if isinstance(code, int) else EXIT_OK)
 
 
-def _leave_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does; children that it forks end at once, as without this."""
+@contextlib.contextmanager
+def sigterm_interrupts() -> Generator[None]:
+    """Let SIGTERM end the block as Ctrl-C does; children that it forks end at once, as without this."""
     owner = os.getpid()
 
     def leave(number: int, _: Any) -> None:
@@ -203,8 +204,14 @@ def _leave_on_sigterm() -> None:
             os.kill(os.getpid(), number)
         raise _Terminated
 
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever owns that decides
-        signal.signal(signal.SIGTERM, leave)
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @contextlib.contextmanager
