@@ -71,7 +71,7 @@ class Seat:
     node: int
     client: int
     samples: int | None = None
-    told: Mapping[str, float] = field(default_factory=dict)
+    told: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Reply:
     client: int
     samples: int
     arrays: dict[str, np.ndarray] = field(repr=False)
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def check_reply(raw: RawReply, spec: ReplySpec, seat: Seat | None, round_number:
     return Reply(raw.node, int(metrics[spec.client]), int(metrics.get(spec.samples, 0)), arrays, metrics)
 
 
-def check_metrics(metrics: Mapping[str, Any], rules: Mapping[str, Number]) -> dict[str, float]:
+def check_metrics(metrics: Mapping[str, Any], rules: Mapping[str, Number]) -> dict[str, float | int]:
     """The numbers of a reply.
 
     Raises:
@@ -153,7 +153,7 @@ def check_metrics(metrics: Mapping[str, Any], rules: Mapping[str, Number]) -> di
     return {name: check_number(name, metrics[name], rule) for name, rule in there.items()}
 
 
-def check_number(name: str, value: object, rule: Number) -> float:
+def check_number(name: str, value: object, rule: Number) -> float | int:
     """One metric.
 
     Raises:
@@ -174,7 +174,7 @@ def check_number(name: str, value: object, rule: Number) -> float:
     return value
 
 
-def _check_identity(metrics: Mapping[str, float], spec: ReplySpec, seat: Seat | None, round_number: int) -> None:
+def _check_identity(metrics: Mapping[str, float | int], spec: ReplySpec, seat: Seat | None, round_number: int) -> None:
     if metrics.get(spec.round, round_number) != round_number:
         raise ReplyFault(f"replied for round {metrics[spec.round]} in round {round_number}")
     if seat is None:
