@@ -1,5 +1,6 @@
 """Invariants of specification section 14 beyond budgets and masks: closed forms, scale, gradients, transfer, bad detectors."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ from asmattack.masked_iteration import perturbations
 from asmattack.metrics import AttackSuccessRate, attack_rates
 from asmattack.objectives import objective_loss
 from asmattack.parsers import check_label_maps
+from asmattack.storage import load_detector, save_detector
 from asmattack.surrogates import surrogate
 from tenfold import UserError
 from tenfold.images import write_image
@@ -354,8 +356,17 @@ def test_segformer_and_transformers_detectors_from_folders(tmp_path) -> None:
     assert (detector.fake_index, detector.input_size) == (0, 32)
     assert activation_map(detector, IMAGES, method="gradcam").shape == labels.shape
     assert detector.features(IMAGES).shape == (6, 16, 4, 4)
-    with pytest.raises(UserError, match="out of reach"):
+    with pytest.raises(UserError, match="no such folder"):
         Detector.from_transformers(tmp_path / "nothing")
+    # Fine-tuned and saved, it needs neither the hub nor the folder that it came from.
+    save_detector(detector, tmp_path / "saved")
+    again = load_detector(str(tmp_path / "saved"))
+    assert torch.equal(again(IMAGES), detector.eval()(IMAGES))
+    kept = json.loads((tmp_path / "saved/config.json").read_text())
+    for wrong in ({"config": 7}, {"mean": "x"}, {"config": {"model_type": "nothing"}}, {"input_size": []}):
+        (tmp_path / "saved/config.json").write_text(json.dumps(kept | wrong))
+        with pytest.raises(UserError, match="describes no detector"):
+            load_detector(str(tmp_path / "saved"))
     for names in ({0: "A", 1: "B"}, {0: "real", 1: "fake", 2: "other"}):
         with pytest.raises(UserError, match="labels"):
             fake_index_of(names)
@@ -371,10 +382,10 @@ def test_timm_models_checkpoints_and_gradcam_on_tokens(tmp_path) -> None:
     )
     again = Detector.from_timm("mobilenetv3_small_050", tmp_path / "c.pth").eval()
     assert torch.equal(again(IMAGES[:1]), detector.eval()(IMAGES[:1]))
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="do not fit"):
         load_weights(DETECTOR, tmp_path / "c.pth")
     (tmp_path / "d.pth").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="neither"):
+    with pytest.raises(UserError, match="cannot read"):
         load_weights(DETECTOR, tmp_path / "d.pth")
     flat = Detector(linear())
     with pytest.warns(UserWarning, match="saliency is used"):
@@ -419,6 +430,10 @@ def test_label_maps_manifests_and_the_authors_layout(tmp_path) -> None:
     assert frames.labels.tolist() == [0, 1]
     with pytest.raises(UserError, match="no frame"):
         dfdc_frames(tmp_path / "dfdc.csv", tmp_path, "holiday")
+    for row in ("video0.mp4,inf,4,test", "video0.mp4,0,-4,test", "video0.mp4,2,4,test", "video0.mp4,0,99999999,test"):
+        (tmp_path / "dfdc.csv").write_text(f"name,is_fake,n_frame,set_name\n{row}\n")
+        with pytest.raises(UserError, match=r"dfdc\.csv:2: is_fake"):
+            dfdc_frames(tmp_path / "dfdc.csv", tmp_path, "test")
 
 
 def test_the_same_seed_gives_the_same_report_without_times() -> None:

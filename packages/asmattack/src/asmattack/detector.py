@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from asmattack.checkpoint import load_weights
 from asmattack.label_names import fake_index_of
 from tenfold import UserError
+from tenfold.hub import model_folder
 
 TOKEN_NORMS = {"norm1", "layernorm_before"}
 """Names of the input norm of a transformer block in timm and transformers."""
@@ -47,6 +48,8 @@ class Detector(nn.Module):
 
     mean: Tensor
     std: Tensor
+    origin: dict[str, Any] | None = None
+    """What `asmattack.storage.save_detector` writes beside the weights; None: nothing says how to make it again."""
 
     def __init__(
         self,
@@ -89,8 +92,8 @@ class Detector(nn.Module):
 
         Args:
             name: as timm spells it.
-            checkpoint: safetensors, or a pickled state dictionary (read with weights_only); wrappers such as `state_dict`,
-                `model` and `module.` prefixes are taken off.
+            checkpoint: safetensors, or a torch file of nothing but tensors; `state_dict`, `model` and the like around them and
+                `module.` prefixes are taken off.
             pretrained: start from timm's own weights (a download where they are not cached).
             num_classes: 2, or 1 for a sigmoid head.
             fake_index: which of two outputs means fake.
@@ -108,7 +111,7 @@ class Detector(nn.Module):
         if checkpoint is not None:
             load_weights(module, Path(checkpoint))
         data: dict[str, Any] = resolve_model_data_config(module)
-        return Detector(
+        made = Detector(
             module,
             mean=data["mean"],
             std=data["std"],
@@ -116,31 +119,35 @@ class Detector(nn.Module):
             fake_index=fake_index,
             name=name,
         )
+        made.origin = {"detector": f"timm:{name}", "num_classes": num_classes}
+        return made
 
     @staticmethod
-    def from_transformers(model: str | Path, revision: str = "main", *, fake_index: int | None = None) -> "Detector":
+    def from_transformers(
+        model: str | Path, revision: str | None = None, *, fake_index: int | None = None
+    ) -> "Detector":
         """An image classifier of transformers, with its processor's statistics and its labels' meaning.
+
+        Only classes of transformers itself and safetensors are loaded: code that comes with a model is not run.
 
         Args:
             model: hub id or local folder.
-            revision: of the hub model.
+            revision: branch, tag or commit of the hub model; the commit that is used is printed.
             fake_index: where the label names do not tell.
 
         Raises:
-            UserError: not there, or labels that do not decide which output means fake.
+            UserError: not there, damaged, or labels that do not decide which output means fake.
         """
+        transformers = _transformers(f"hf:{model}")
+        folder = str(model_folder(model, revision))
+        strictly = {"trust_remote_code": False, "local_files_only": True}
         try:
-            from transformers import AutoImageProcessor, AutoModelForImageClassification
-        except ImportError:
-            raise UserError(f"hf:{model} needs transformers: pip install 'asmattack[hub]'") from None
-        try:
-            network: Any = AutoModelForImageClassification.from_pretrained(str(model), revision=revision)
-            processor: Any = AutoImageProcessor.from_pretrained(str(model), revision=revision)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"hf:{model}: no image classifier there or the hub is out of reach ({str(error).splitlines()[0]});"
-                " a local folder or timm:NAME@FILE needs no network"
-            ) from None
+            network: Any = transformers.AutoModelForImageClassification.from_pretrained(
+                folder, use_safetensors=True, **strictly
+            )
+            processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, **strictly)
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's configuration makes transformers raise
+            raise UserError(f"hf:{model}: holds no image classifier that can be loaded ({_reason(error)})") from None
         if fake_index is None:
             fake_index = 1 if network.config.num_labels == 1 else fake_index_of(network.config.id2label)
         size = processor.size
@@ -148,7 +155,7 @@ class Detector(nn.Module):
             size.get("height") or size.get("shortest_edge") if hasattr(size, "get") else getattr(size, "height", None)
         )
         normalised = getattr(processor, "do_normalize", True)
-        return Detector(
+        made = Detector(
             _LogitsOnly(network),
             mean=processor.image_mean if normalised else (0.0, 0.0, 0.0),
             std=processor.image_std if normalised else (1.0, 1.0, 1.0),
@@ -156,6 +163,14 @@ class Detector(nn.Module):
             fake_index=fake_index,
             name=Path(str(model)).name,
         )
+        made.origin = {
+            "detector": "transformers",
+            "config": network.config.to_dict(),
+            "mean": made.mean.flatten().tolist(),
+            "std": made.std.flatten().tolist(),
+            "input_size": side,
+        }
+        return made
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2"]:
         """Logits in the order real, fake; one sigmoid logit z becomes (0, z)."""
@@ -237,6 +252,42 @@ class Detector(nn.Module):
             for handle in handles:
                 handle.remove()
         return logits, seen
+
+
+def hub_detector(kept: dict[str, Any], source: Path) -> Detector:
+    """The network of a classifier of transformers that was fine-tuned and saved, without its weights.
+
+    Args:
+        kept: `Detector.origin` of one that `Detector.from_transformers` made, and its fake_index.
+        source: the file that it was read from, for errors.
+
+    Raises:
+        UserError: it describes no classifier that transformers has.
+    """
+    transformers = _transformers(str(source))
+    try:
+        settings = {key: value for key, value in kept["config"].items() if key != "auto_map"}
+        config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        mean, std = ([float(each) for each in kept[name]] for name in ("mean", "std"))
+        side = None if kept["input_size"] is None else int(kept["input_size"])
+        made = Detector(_LogitsOnly(network), mean=mean, std=std, input_size=side, fake_index=kept["fake_index"])
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's configuration makes transformers raise
+        raise UserError(f"{source}: describes no detector that can be made again ({_reason(error)})") from None
+    made.origin = {key: value for key, value in kept.items() if key != "fake_index"}
+    return made
+
+
+def _transformers(wanted: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"{wanted} needs transformers: pip install 'asmattack[hub]'") from None
+    return transformers
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 class NoSpatialOutputError(UserError):

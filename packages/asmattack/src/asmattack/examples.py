@@ -19,6 +19,7 @@ from asmattack.selection import Policy
 from asmattack.sets import FaceSet
 from tenfold import UserError
 from tenfold.files import atomic_path
+from tenfold.folders import Job, check_jobs
 from tenfold.images import write_image
 
 MAGNIFIED = 8.0
@@ -73,13 +74,28 @@ def write_examples(
     """Write the first attacked faces, each marked inside as adversarial; returns how many."""
     if count == 0:
         return 0
-    shown = faces.subset(torch.arange(min(count, len(faces))))
+    places = example_places(out, faces, count)
+    shown = faces.subset(torch.arange(len(places)))
     batch, _ = replace(bench, calibration=faces).attacked(detector, shown, name, eps, policy)
     levels_of_eps = bench.budget(name, eps) * 255
-    for place, pixels in zip(_places(shown, "-attacked"), batch.images, strict=True):
+    for place, pixels in zip(places, batch.images, strict=True):
         text = {"asma:adversarial": f"{name} {levels_of_eps:g}/255 {policy} {detector.name}"}
-        write_image(out / place, pixels.permute(1, 2, 0).numpy(), text=text)
+        write_image(place, pixels.permute(1, 2, 0).numpy(), text=text)
     return len(shown)
+
+
+def example_places(out: Path, faces: FaceSet, count: int) -> list[Path]:
+    """Where the first attacked faces are written.
+
+    Raises:
+        UserError: two of them have one name, or one would be written over a face.
+    """
+    shown = faces.subset(torch.arange(min(count, len(faces))))
+    places = [out / place for place in _places(shown, "-attacked")]
+    inputs = {path.resolve() for path in faces.files}
+    if taken := [place for place in places if place.resolve() in inputs]:
+        raise UserError(f"{taken[0]}: is an input and would be overwritten; choose another --out")
+    return places
 
 
 def _places(faces: FaceSet, suffix: str = "") -> list[Path]:
@@ -104,9 +120,25 @@ def overlay(image: Float[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"])
     return (0.6 * image + 0.4 * colours[labels]).astype(np.float32)
 
 
-def write_masks(out: Path, faces: FaceSet, parser: Parser, device: torch.device | str = "cpu") -> int:
-    """Label maps as 8-bit PNG, and overlays; returns how many."""
+def write_masks(
+    out: Path, faces: FaceSet, parser: Parser, device: torch.device | str = "cpu", overwrite: bool = True
+) -> int:
+    """Label maps as 8-bit PNG, and overlays; returns how many.
+
+    Args:
+        out: the folder.
+        faces: what is parsed.
+        parser: of them.
+        device: where it computes.
+        overwrite: write over what is there, as long as it is no face that was read.
+
+    Raises:
+        UserError: two faces of one name, a face that would be written over, or something there.
+    """
     places = _places(faces)
+    targets = [[out / place for place in places], [out / "overlays" / place for place in places]]
+    sources = faces.files or tuple(Path(name) for name in faces.names)
+    check_jobs([Job(*pair) for each in targets for pair in zip(sources, each, strict=True)], overwrite)
     for batch in faces.batches(64):
         pixels = batch.pixels()
         known = batch.of_parser(device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from asmattack.activation import normalise
 from asmattack.regions import REGIONS
+from tenfold import UserError
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
@@ -30,13 +31,19 @@ class MaskGenerator(nn.Module, PyTorchModelHubMixin):
     """Faces to label-map logits and an activation logit for each pixel. Images are resized to `size` inside.
 
     Args:
-        width: channels at full resolution; a multiple of 4.
-        size: side at which it works, a multiple of 4.
+        width: channels at full resolution; a multiple of 4, at most 512.
+        size: side at which it works, a multiple of 4, at most 4096.
+
+    Raises:
+        UserError: another width or size.
     """
 
     def __init__(self, width: int = 16, size: int = 48) -> None:
         super().__init__()
-        self.size = size
+        for name, value, most in (("width", width, 512), ("size", size, 4096)):
+            if value not in range(4, most + 1, 4):
+                raise UserError(f"{name} is {value}; it must be a multiple of 4, at most {most}")
+        self.width, self.size = width, size
         # Two more inputs say where a pixel is: faces are aligned.
         self.down = nn.ModuleList([_block(5, width), _block(width, 2 * width), _block(2 * width, 4 * width)])
         self.up = nn.ModuleList([_block(6 * width, 2 * width), _block(3 * width, width)])

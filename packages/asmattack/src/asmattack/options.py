@@ -1,11 +1,14 @@
 """What the measuring verbs have in common: which faces, which detectors, how the attacks run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from asmattack.recipe import check_drawn
 from tenfold import UserError
+from tenfold.options import Count, Seed, Share, Size
 
 Names = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
 Activation = Literal["saliency", "gradcam", "cam", "occlusion"]
@@ -20,6 +23,7 @@ class FaceOptions:
         images: Size of the drawn set, half of it forged.
         size: Side to which square crops are resized.
         parser: geometric, segformer, segformer:ID_OR_FOLDER, masks:FOLDER or masks:FOLDER@bisenet.
+        parser_revision: Branch, tag or commit of segformer on the Hub.
         activation: The map that scores regions.
         generator: A run of train-generator, in place of parser and activation map.
         candidates: Regions to choose from, by name: nose l_eye r_eye l_brow r_brow mouth u_lip l_lip when absent.
@@ -31,17 +35,19 @@ class FaceOptions:
     def __init__(
         self,
         data: Path | None = None,
-        images: int = 80,
-        size: int | None = None,
+        images: Count = 80,
+        size: Count | None = None,
         parser: str = "geometric",
+        parser_revision: str | None = None,
         activation: Activation = "saliency",
         generator: Path | None = None,
         candidates: Names = (),
-        area: float | None = None,
+        area: Share | None = None,
         device: str = "auto",
-        seed: int = 1000,
+        seed: Seed = 1000,
     ) -> None:
-        self.data, self.images, self.size, self.parser = data, images, size, parser
+        self.data, self.images, self.size = data, images, size
+        self.parser, self.parser_revision = parser, parser_revision
         self.activation, self.generator, self.seed = activation, generator, seed
         self.candidates, self.area, self.device = candidates, area, device
 
@@ -50,12 +56,11 @@ class FaceOptions:
         from asmattack.drawn import drawn_set
         from asmattack.sets import read_faces
 
-        if not 0 <= self.seed < 2**62:
-            raise UserError(f"--seed {self.seed}: must lie in [0, 2**62)")
         if self.data is not None:
             return read_faces(self.data, size=self.size)
         if self.images < 2:
             raise UserError("--images must be at least 2")
+        check_drawn(self.images, self.size)
         return drawn_set(self.images, self.size or 48, self.seed)
 
     def maker(self) -> Any:
@@ -67,8 +72,8 @@ class FaceOptions:
 
         if unknown := [name for name in self.candidates if name not in REGIONS]:
             raise UserError(f"--candidates {unknown[0]}: no such region; there are {', '.join(REGIONS)}")
-        if self.area is not None and not 0 < self.area <= 1:
-            raise UserError(f"--area {self.area}: a share of the picture lies in (0, 1]")
+        if self.area == 0:
+            raise UserError("--area 0: regions need a share of the picture above 0")
         classes = tuple(REGIONS[name] for name in self.candidates) or CANDIDATES
         config = MaskConfig(
             budget="fixed_area" if self.area is None else self.area, method=self.activation, candidates=classes
@@ -76,19 +81,56 @@ class FaceOptions:
         generator = None
         if self.generator is not None:
             generator = load_generator(self.generator).to(pick_device(self.device))
-        return MaskMaker(make_parser(self.parser), config, generator)
+        return MaskMaker(self.make_parser(), config, generator)
 
-    def detectors(self, references: tuple[str, ...], fake_index: int | None) -> list[Any]:
-        """The detectors that are named, on the device."""
-        from asmattack.storage import load_detector
+    def make_parser(self) -> Any:
+        """The parser."""
+        return make_parser(self.parser, self.parser_revision)
+
+    def on_device(self, detectors: list[Any]) -> list[Any]:
+        """Detectors where they compute."""
         from tenfold.runs import pick_device
+
+        device = pick_device(self.device)
+        return [each.to(device) for each in detectors]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DetectorOptions:
+    """How detectors are loaded.
+
+    Attributes:
+        fake_index: Which output means fake, where label names do not tell.
+        factory: FILE.py:NAME or MODULE:NAME that built the detectors of folders that say a factory built them.
+        revision: Branch, tag or commit of hf:ID on the Hub.
+    """
+
+    fake_index: Size | None = None
+    factory: str | None = None
+    revision: str | None = None
+
+    def load(self, *references: str) -> list[Any]:
+        """The detectors that are named."""
+        from asmattack.storage import load_detector
 
         if not references:
             raise UserError(
-                "name at least one detector: a run of `asmattack train`, timm:NAME@FILE, hf:ID or MODULE:FACTORY"
+                "name at least one detector: a run of `asmattack train`, timm:NAME@FILE, hf:ID or FILE.py:FACTORY"
             )
-        device = pick_device(self.device)
-        return [load_detector(each, fake_index).to(device) for each in references]
+        if self.fake_index not in (None, 0, 1):
+            raise UserError(f"--fake-index {self.fake_index}: a detector has the outputs 0 and 1")
+        if self.revision is not None and not any(each.startswith("hf:") for each in references):
+            raise UserError("--revision: is of models of the Hub, and no detector is named hf:ID")
+        return [
+            load_detector(
+                each,
+                self.fake_index,
+                factory=self.factory,
+                revision=self.revision if each.startswith("hf:") else None,
+            )
+            for each in references
+        ]
 
 
 @Parameter(name="*")
@@ -105,8 +147,8 @@ class AttackOptions:
 
     def __init__(
         self,
-        steps: int | None = None,
-        eot: int = 1,
+        steps: Count | None = None,
+        eot: Count = 1,
         stop_early: Annotated[bool, Parameter(negative=())] = False,
         precision: Literal["float32", "auto"] = "float32",
         after: Names = (),
@@ -126,10 +168,6 @@ class AttackOptions:
                 raise UserError(f"--stop-early: {name} ties each face to its neighbours, none can be let go")
         for each in self.after:
             parse_treatment(each)
-        if self.steps is not None and self.steps < 1:
-            raise UserError("--steps must be at least 1")
-        if self.eot < 1:
-            raise UserError("--eot must be at least 1")
 
     def for_bench(self) -> dict[str, Any]:
         """As a `Bench` takes them."""
@@ -142,16 +180,18 @@ class AttackOptions:
         }
 
 
-def make_parser(name: str) -> Any:
+def make_parser(name: str, revision: str | None = None) -> Any:
     """A parser by its name on the command line."""
     from asmattack.geometric import GeometricParser
     from asmattack.parsers import PrecomputedParser, SegformerParser
 
     kind, _, rest = name.partition(":")
+    if revision is not None and kind != "segformer":
+        raise UserError(f"--parser-revision: is of a segformer of the Hub, not of {name}")
     if name == "geometric":
         return GeometricParser()
     if kind == "segformer":
-        return SegformerParser(rest) if rest else SegformerParser()
+        return SegformerParser(rest, revision) if rest else SegformerParser(revision=revision)
     if kind == "masks" and rest:
         folder, _, order = rest.partition("@")
         if order not in ("", "canonical", "bisenet", "celebamask"):

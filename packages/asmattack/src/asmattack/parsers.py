@@ -9,11 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from asmattack.regions import BISENET_TO_CANONICAL
 from tenfold import UserError
+from tenfold.hub import model_folder
+from tenfold.images import read_picture
+from tenfold.reading import read_array
 
 
 @runtime_checkable
@@ -62,25 +65,30 @@ class SegformerParser:
 
     Args:
         model: hub id or local folder.
-        revision: of the hub model.
+        revision: branch, tag or commit of the hub model; the commit that is used is printed.
 
     Raises:
         UserError: transformers is missing, or there is no such model in the cache, on disk or on the hub.
     """
 
-    def __init__(self, model: str | Path = "jonathandinu/face-parsing", revision: str = "main") -> None:
+    def __init__(self, model: str | Path = "jonathandinu/face-parsing", revision: str | None = None) -> None:
         try:
             from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
         except ImportError:
             raise UserError("SegformerParser needs transformers: pip install 'asmattack[hub]'") from None
         try:
-            self.network: Any = SegformerForSemanticSegmentation.from_pretrained(str(model), revision=revision).eval()
-            processor: Any = SegformerImageProcessor.from_pretrained(str(model), revision=revision)
-        except (OSError, ValueError):
+            folder = str(model_folder(model, revision))
+            network: Any = SegformerForSemanticSegmentation.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True
+            )
+            processor: Any = SegformerImageProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's configuration makes transformers raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise UserError(
-                f"no SegFormer at {model} (not on disk, and the hub is out of reach): the geometric parser needs no weights,"
-                " masks:FOLDER reads label maps that you have"
+                f"no SegFormer at {model} ({reason}): the geometric parser needs no weights, masks:FOLDER reads label maps"
+                " that you have"
             ) from None
+        self.network: Any = network.eval()
         if self.network.config.num_labels != 19:
             raise UserError(f"{model} has {self.network.config.num_labels} classes, face parsing has 19")
         names: dict[int, str] = self.network.config.id2label
@@ -156,19 +164,23 @@ def read_label_map(path: Path) -> Int64[Tensor, "h w"]:
     Raises:
         UserError: damaged, not single-channel, or classes outside 0 to 18.
     """
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not a label map ({getattr(error, 'strerror', None) or 'damaged'})") from None
+    values = read_array(path) if path.suffix == ".npy" else _read_levels(path)
     if values.ndim != 2 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{path}: a label map has one channel of whole numbers, this is {values.shape} {values.dtype}")
     if values.min() < 0 or values.max() > 18:
         raise UserError(f"{path}: classes from {values.min()} to {values.max()}; face parsing has 0 to 18")
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _read_levels(path: Path) -> np.ndarray:
+    """The levels of a picture as they are stored: of a palette the indices.
+
+    Raises:
+        ImageError: not a picture, or damaged.
+    """
+    read_picture(path)  # refuses what is damaged or enormous
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def reorder(labels: Int64[Tensor, "h w"], order: Order) -> Int64[Tensor, "h w"]:

@@ -8,6 +8,7 @@ from typing import Literal
 from cyclopts import Parameter
 
 from tenfold.errors import UserError
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, check_fields
 
 
 @Parameter(name="*")
@@ -35,35 +36,28 @@ class FitConfig:
     """
 
     data: Path | None = None
-    images: int = 1000
-    size: int | None = None
-    holdout: float = 0.2
-    epochs: int = 8
-    batch_size: int = 32
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
+    images: Count = 1000
+    size: Count | None = None
+    holdout: OpenShare = 0.2
+    epochs: Count = 8
+    batch_size: Count = 32
+    learning_rate: Positive = 4e-3
+    weight_decay: NonNegative = 1e-2
     optimiser: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["one_cycle", "step", "constant"] = "one_cycle"
-    step_epochs: int = 2
-    step_factor: float = 0.2
+    step_epochs: Count = 2
+    step_factor: Positive = 0.2
     flip: bool = True
-    jpeg: float = 0.0
+    jpeg: Share = 0.0
     precision: Literal["auto", "float32"] = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("epochs", "batch_size", "step_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_fields(self)
         if self.images < 8:
             raise UserError(f"images is {self.images}; at least 8 faces are needed")
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise UserError("learning_rate must be positive, weight_decay not negative, both finite")
-        if not 0 <= self.seed < 2**62:
-            raise UserError(f"seed is {self.seed}; it must lie in [0, 2**62)")
-        if not 0 < self.holdout < 1 or not 0 <= self.jpeg <= 1:
-            raise UserError("holdout lies between 0 and 1, jpeg in [0, 1]")
+        check_drawn(self.images, self.size)
 
 
 @Parameter(name="*")
@@ -92,18 +86,18 @@ class HardenConfig(FitConfig):
     """
 
     attack: str = "pgd"
-    eps: float = 8.0
-    steps: int = 4
+    eps: NonNegative = 8.0
+    steps: Count = 4
     policy: Literal["all_inner", "full", "fixed", "random", "budget", "topk", "threshold", "worst"] = "all_inner"
-    clean_share: float = 0.5
-    learning_rate: float = 1e-3
+    clean_share: Share = 0.5
+    learning_rate: Positive = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         super().__post_init__()
         check_levels(self.eps)
-        if self.steps < 1 or not 0 <= self.clean_share < 1:
-            raise UserError("steps is at least 1, clean_share lies in [0, 1)")
+        if self.clean_share == 1:
+            raise UserError("clean_share is 1; it is below 1, or nothing would be hardened")
 
 
 @Parameter(name="*")
@@ -116,17 +110,34 @@ class GeneratorConfig(FitConfig):
         method: The activation map that it learns.
     """
 
-    width: int = 16
+    width: Count = 16
     method: Literal["saliency", "gradcam", "cam", "occlusion"] = "saliency"
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         super().__post_init__()
-        if self.width < 4 or self.width % 4:
+        if self.width % 4:
             raise UserError(f"width is {self.width}; it must be a multiple of 4")
         if self.size is not None and self.size % 4:
             raise UserError(f"size is {self.size}; it must be a multiple of 4")
+
+
+MOST_PIXELS = 2**28
+"""Of a drawn set: a gigabyte for each channel while it is drawn, 116,000 faces of 48 pixels."""
+
+
+def check_drawn(images: int, size: int | None) -> None:
+    """Refuse a set that no memory holds before it is drawn.
+
+    Raises:
+        UserError: too many pixels.
+    """
+    side = size or 48
+    if images * side**2 > MOST_PIXELS:
+        raise UserError(
+            f"{images} drawn faces of {side} pixels are too many to draw; take fewer or smaller ones (images, size)"
+        )
 
 
 def check_levels(eps: float) -> float:

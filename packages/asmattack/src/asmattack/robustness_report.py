@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from asmattack.treatments import UNTREATED
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.files import write_text
+from tenfold.reading import read_json_object
 
 SCHEMA = 2
 
@@ -270,21 +271,43 @@ class Report:
         return [(row, after[key(row)]) for row in self.rows if key(row) in after]
 
 
+@dataclass(frozen=True)
+class _Heading:
+    """What a file of a report says beside its rows."""
+
+    seed: int
+    faces: int
+    unreadable: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    data: str = ""
+
+
 def read_report(path: Path) -> Report:
     """Read what `to_json` wrote.
 
     Raises:
         UserError: missing, or something else.
     """
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(from_dict(_with_nan(row), Row, str(path)) for row in found["rows"])
-        made_of = found.get("weights", {}), found.get("data", "")
-        return Report(rows, found["seed"], found["faces"], tuple(found["unreadable"]), found["notes"], *made_of)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no report of `asmattack eval`") from None
+    found = read_json_object(path)
+    rows = found.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: is no report of `asmattack eval`")
+    named = {each.name for each in fields(_Heading)}
+    heading = from_dict({key: value for key, value in found.items() if key in named}, _Heading, str(path))
+    if heading.faces < 0:
+        raise UserError(f"{path}: faces is {heading.faces}")
+    return Report(tuple(_read_row(row, path) for row in rows), **vars(heading))
+
+
+def _read_row(values: dict[str, Any], path: Path) -> Row:
+    """A row; what is null in the file was not finite."""
+    unknown = {key for key, value in values.items() if value is None}
+    finite = {key: 0.0 if key in unknown else value for key, value in values.items() if key != "intervals"}
+    row = from_dict(finite, Row, str(path))
+    if not all(isinstance(getattr(row, key), float) for key in unknown) or min(row.n, row.n_fake, row.n_real) < 0:
+        raise UserError(f"{path}: is no report of `asmattack eval`")
+    return replace(row, **dict.fromkeys(unknown, math.nan))
 
 
 def shown(row: Row, name: str) -> str:
@@ -305,10 +328,6 @@ def data_url(picture: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in row.items() if key != "intervals"}
 
 
 def _finite(value: object) -> object:

@@ -4,6 +4,7 @@ The published code holds a fixed list and no rule; `fixed` is that list, the oth
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from asmattack.regions import CANDIDATES, FIXED, REGIONS, region_mask
 from tenfold import UserError
+from tenfold.reading import parse_json
 
 Policy = Literal["fixed", "topk", "budget", "threshold", "calibrated", "random", "worst", "all_inner", "full"]
 
@@ -74,10 +76,14 @@ class RegionOrder:
         Raises:
             UserError: it is something else.
         """
+        source = "not an order of regions"
+        parsed = parse_json(text, source)
         try:
-            found = {REGIONS[name]: float(value) for name, value in json.loads(text).items()}
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError("not an order of regions: expected a JSON object of region names and densities") from None
+            found = {REGIONS[name]: float(value) for name, value in parsed.items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise UserError(f"{source}: expected a JSON object of region names and densities") from None
+        if not all(map(math.isfinite, found.values())):
+            raise UserError(f"{source}: a density is not finite")
         return cls(tuple(found), tuple(found.values()))
 
 

@@ -1,10 +1,9 @@
 """Face crops with labels: folders, manifests, and the DFDC frame layout of the authors (specification section 6)."""
 
-import csv
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,14 @@ from asmattack.parsers import read_label_map, resized_labels
 from tenfold import UserError
 from tenfold.data import to_tensor
 from tenfold.images import ImageError, list_images
+from tenfold.reading import numbered_rows
 from tenfold.runs import track
 
 LABELS = {"real": 0, "fake": 1, "0": 0, "1": 1}
 SMALLEST = 32
 """Pixels of a side below which a crop holds no regions."""
+MOST_FRAMES = 1_000_000
+"""Of a video: nine hours of it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class FaceSet:
         landmarks: five points (x, y) of each face in pixels, where known.
         label_maps: face parsing of each face, where known.
         unreadable: files that were passed over, with the reason.
+        files: where the faces were read from; empty for drawn ones.
     """
 
     images: UInt8[Tensor, "n 3 h w"]
@@ -44,7 +47,8 @@ class FaceSet:
     groups: tuple[str, ...] = ()
     landmarks: Float[Tensor, "n 5 2"] | None = None
     label_maps: Int64[Tensor, "n h w"] | None = None
-    unreadable: tuple[str, ...] = field(default=())
+    unreadable: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,6 +63,7 @@ class FaceSet:
             tuple(self.groups[row] for row in listed) if self.groups else (),
             None if self.landmarks is None else self.landmarks[rows],
             None if self.label_maps is None else self.label_maps[rows],
+            files=tuple(self.files[row] for row in listed) if self.files else (),
         )
 
     def batches(self, size: int) -> Iterator["FaceSet"]:
@@ -117,16 +122,16 @@ def _from_folder(root: Path) -> Iterator[_Entry]:
 
 
 def _from_manifest(path: Path) -> Iterator[_Entry]:
-    for number, row in _rows(path, {"path", "label"}):
-        label = LABELS.get((row["label"] or "").strip().lower())
+    for number, row in numbered_rows(path, ("path", "label")):
+        label = LABELS.get(row["label"].strip().lower())
         if label is None:
-            raise UserError(f"{path}: row {number}: label {row['label']!r} is none of {', '.join(LABELS)}")
+            raise UserError(f"{path}:{number}: label {row['label']!r} is none of {', '.join(LABELS)}")
         try:
             points = tuple(float(each) for each in (row.get("landmarks") or "").replace(",", " ").split())
         except ValueError:
             points = (0.0,)
         if points and (len(points) != 10 or not all(map(math.isfinite, points))):
-            raise UserError(f"{path}: row {number}: landmarks are ten numbers, x y of five points, all finite")
+            raise UserError(f"{path}:{number}: landmarks are ten numbers, x y of five points, all finite")
         mask = path.parent / row["mask"] if row.get("mask") else None
         yield _Entry(path.parent / row["path"], label, row.get("group") or "", points or None, mask)
 
@@ -141,32 +146,23 @@ def dfdc_frames(table: Path, root: Path, split: str, *, size: int | None = None,
     """
     draw = random.Random(seed)
     entries = []
-    for number, row in _rows(table, {"name", "is_fake", "n_frame", "set_name"}):
+    for number, row in numbered_rows(table, ("name", "is_fake", "n_frame", "set_name")):
         if row["set_name"] != split:
             continue
         try:
-            fake, frames = int(float(row["is_fake"])), int(row["n_frame"])
+            fake, frames = float(row["is_fake"]), int(row["n_frame"])
         except ValueError:
-            raise UserError(f"{table}: row {number}: is_fake and n_frame must be numbers") from None
+            fake, frames = math.nan, -1
+        if fake not in (0, 1) or not 0 <= frames <= MOST_FRAMES:
+            raise UserError(f"{table}:{number}: is_fake is 0 or 1, n_frame a whole number from 0 to {MOST_FRAMES}")
         count = round(frames * (0.05 if fake else 0.25))
         spaced = [frames * index // count for index in range(count)]
         chosen = sorted(draw.sample(range(frames), count)) if split == "train" else spaced
         video = Path(row["name"]).stem
-        entries += [_Entry(root / "frames" / video / f"{index:03d}.jpg", fake, video) for index in chosen]
+        entries += [_Entry(root / "frames" / video / f"{index:03d}.jpg", int(fake), video) for index in chosen]
     if not entries:
         raise UserError(f"{table}: no frame in the split {split!r}")
     return _load(root, entries, size)
-
-
-def _rows(path: Path, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if missing := needed - set(reader.fieldnames or ()):
-                raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
-            yield from enumerate(reader, 2)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not a CSV table'})") from None
 
 
 def _load(source: Path, entries: Iterable[_Entry], size: int | None) -> FaceSet:
@@ -213,6 +209,7 @@ def _load(source: Path, entries: Iterable[_Entry], size: int | None) -> FaceSet:
         landmarks if known else None,
         _label_maps(source, kept, (pictures[0].shape[1], pictures[0].shape[2])),
         tuple(faults),
+        tuple(entry.path for entry in kept),
     )
 
 

@@ -91,11 +91,14 @@ class Surrogate(Detector, PyTorchModelHubMixin):
         UserError: an unknown architecture.
     """
 
+    architecture: str
+
     def __init__(self, architecture: str = "plain", name: str | None = None) -> None:
         if architecture.startswith("timm:"):
             made = Detector.from_timm(architecture.removeprefix("timm:"))
             mean, std = made.mean.flatten().tolist(), made.std.flatten().tolist()
             super().__init__(made.network, mean=mean, std=std, input_size=made.input_size, name=name or made.name)
+            self.architecture = architecture
             return
         if architecture not in BODIES:
             raise UserError(f"no surrogate {architecture!r}; there are {', '.join(BODIES)} and timm:NAME")
@@ -109,6 +112,7 @@ class Surrogate(Detector, PyTorchModelHubMixin):
             nn.Linear(channels, 2),
         )
         super().__init__(network, mean=(0.5,) * 3, std=(0.5,) * 3, name=name or architecture)
+        self.architecture = architecture
 
 
 def surrogate(architecture: str, seed: int = 0) -> Surrogate:

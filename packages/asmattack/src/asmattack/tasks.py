@@ -17,7 +17,7 @@ from asmattack.presets import preset
 from asmattack.recipe import FitConfig, GeneratorConfig, HardenConfig
 from asmattack.region_attack import AttackConfig, RegionAttack
 from asmattack.sets import FaceSet
-from asmattack.storage import save_detector
+from asmattack.storage import save_detector, save_model
 
 
 @runtime_checkable
@@ -27,11 +27,13 @@ class Task(Protocol):
     Attributes:
         loss: a module from a batch's tensors to the scalar loss; it holds what is trained.
         trained: the part whose weights are kept.
-        count: training faces.
+        count: how many training faces there are.
+        training: they.
     """
 
     loss: nn.Module
     count: int
+    training: FaceSet
 
     @property
     def trained(self) -> nn.Module:
@@ -105,7 +107,6 @@ class Detection:
     training: FaceSet
     held_out: FaceSet
     config: FitConfig
-    reference: str | None = None
 
     def __post_init__(self) -> None:
         self.loss: nn.Module = DetectionLoss(self.trained)
@@ -121,7 +122,7 @@ class Detection:
 
     def save(self, folder: Path) -> None:
         """See `save_detector`."""
-        save_detector(self.trained, folder, self.reference)
+        save_detector(self.trained, folder)
 
 
 @dataclass
@@ -132,7 +133,6 @@ class Hardening:
     training: FaceSet
     held_out: FaceSet
     config: HardenConfig
-    reference: str | None = None
 
     def __post_init__(self) -> None:
         self.loss: nn.Module = HardeningLoss(self.trained, self.config.clean_share)
@@ -177,7 +177,7 @@ class Hardening:
 
     def save(self, folder: Path) -> None:
         """See `save_detector`."""
-        save_detector(self.trained, folder, self.reference)
+        save_detector(self.trained, folder)
 
 
 @dataclass
@@ -228,8 +228,8 @@ class Generation:
         }
 
     def save(self, folder: Path) -> None:
-        """With its configuration; `MaskGenerator.from_pretrained` reads it."""
-        self.trained.save_pretrained(folder)
+        """With its configuration; `load_generator` and `MaskGenerator.from_pretrained` read it."""
+        save_model(self.trained, {"width": self.trained.width, "size": self.trained.size}, folder)
 
 
 def _augmented(images: Tensor, config: FitConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -8,18 +8,17 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asmattack.detector import Detector
@@ -31,7 +30,8 @@ from asmattack.storage import load_detector
 from asmattack.surrogates import Surrogate
 from asmattack.tasks import Detection, Generation, Hardening, Task
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_metadata, read_tensors, write_tensors
+from tenfold.config import from_dict
 from tenfold.runs import RunFolder, autocast, pick_device, track
 
 
@@ -43,11 +43,13 @@ class FitResult:
         epochs: done.
         loss: mean of the last epoch.
         validation: what the task measures on held-out faces, after the last epoch.
+        unreadable: files of the data that were passed over, with the reason.
     """
 
     epochs: int
     loss: float
     validation: dict[str, float]
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,28 @@ def train(config: TrainConfig, out: Path | None = None, resume: bool = False, de
 
 
 def harden(
-    reference: str, config: HardenConfig, out: Path | None = None, resume: bool = False, device: str = "auto"
+    detector: str | Detector,
+    config: HardenConfig,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
 ) -> Detector:
-    """Fine-tune the detector that `reference` names on its own attacked faces; see `load_detector` and `train`."""
-    detector = load_detector(reference)
-    fit(Hardening(detector, *faces_of(config), config, reference), config, out, resume, device)
+    """Fine-tune a detector, or what names it (see `load_detector`), on its own attacked faces; see `train`."""
+    detector = load_detector(detector) if isinstance(detector, str) else detector
+    fit(Hardening(detector, *faces_of(config), config), config, out, resume, device)
     return detector
 
 
 def train_generator(
-    reference: str, config: GeneratorConfig, out: Path | None = None, resume: bool = False, device: str = "auto"
+    detector: str | Detector,
+    config: GeneratorConfig,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
 ) -> MaskGenerator:
-    """Teach a mask generator where the detector that `reference` names looks; see `load_detector` and `train`."""
-    detector = load_detector(reference).to(pick_device(device))
+    """Teach a mask generator where a detector, or what names it (see `load_detector`), looks; see `train`."""
+    detector = load_detector(detector) if isinstance(detector, str) else detector
+    detector = detector.to(pick_device(device))
     training, held_out = faces_of(config)
     torch.manual_seed(config.seed)
     generator = MaskGenerator(config.width, size=config.size or max(48, training.images.shape[-1] // 4 * 4))
@@ -128,6 +139,7 @@ def split_by_group(faces: FaceSet, share: float, seed: int, name: str) -> tuple[
         for row, group in enumerate(groups):
             held[row] |= group in chosen
     training, held_out = faces.subset((~held).nonzero().flatten()), faces.subset(held.nonzero().flatten())
+    training = replace(training, unreadable=faces.unreadable)
     for part in (training, held_out):
         if len(part.labels.unique()) < 2:
             raise UserError(f"{name}: cannot be split so that both parts have real and fake faces")
@@ -205,7 +217,7 @@ class _Run:
             self._train_epoch()
         self.task.trained.eval()
         found = self.task.validation()
-        result = FitResult(self.progress.epoch, self.progress.loss, found)
+        result = FitResult(self.progress.epoch, self.progress.loss, found, self.task.training.unreadable)
         if self.accelerator.is_main_process and not self.folder.is_finished:
             self.task.save(self.folder.path / "model")
             self.folder.finish(asdict(result))
@@ -276,9 +288,9 @@ def save_checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimi
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     for index, entries in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in entries.items() if value is not None}
-    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    kept = {key: value for key, value in asdict(progress).items() if math.isfinite(value)}
+    # Batch norm counts and the like may share their memory.
+    write_tensors(path, {name: value.clone() for name, value in tensors.items()}, {"progress": json.dumps(kept)})
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
@@ -287,19 +299,14 @@ def load_checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimi
     Raises:
         UserError: the checkpoint is of another model.
     """
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safetensors file is no mapping
-        progress = Progress(**json.loads(file.metadata()["progress"]))
+    tensors, metadata = read_tensors(path)
+    progress = from_dict(read_metadata(metadata, "progress", path), Progress, str(path))
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError:
-        raise UserError(f"{path}: holds another model; choose another --out") from None
+    load_weights(module, weights, path)
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, entry = name.split(".")
-            state[int(index)][entry] = value
+        if found := re.fullmatch(r"optimiser\.(\d{1,9})\.(\w+)", name):
+            state[int(found[1])][found[2]] = value
     optimiser.load_state_dict({"state": dict(state), "param_groups": optimiser.state_dict()["param_groups"]})
     return progress
 
