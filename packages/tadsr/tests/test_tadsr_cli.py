@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,15 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from tadsr import converters
+from tadsr import converters, demonstration
+from tadsr import pipeline as pipeline_module
 from tadsr.cli import app
+from tadsr.compact import CompactDenoiser
 from tadsr.evaluation import bicubic, evaluate, load_pair
 from tadsr.layouts import read_set
+from tadsr.loading import WEIGHTS
 from tadsr.networks import ResShiftUNet
 from tadsr.pipeline import TADSRPipeline
 from tadsr.resampling import to_eight_bits
@@ -29,7 +36,7 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     for index in range(2):
         small = rng.random((13, 16, 3)).astype(np.float32)
-        smooth = np.asarray(Image.fromarray((small * 255).astype(np.uint8)).resize((96, 80), Image.Resampling.BICUBIC))
+        smooth = np.asarray(Image.fromarray((small * 255).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC))
         write_image(folder / f"photos/{index}.png", smooth.astype(np.float32) / 255)
     write_image(folder / "photo.jpg", smooth[:40, :32].astype(np.float32) / 255)
     return folder
@@ -47,6 +54,7 @@ LIGHT = ("upscale", "train-teacher", "distill", "eval", "compare", "degrade", "d
 
 def test_the_examples_of_the_help_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    monkeypatch.setattr(demonstration, "PICTURES", {"chelsea": (40, 120)})
     examples = examples_of(app)
     for verb in LIGHT:
         for example in examples[verb]:
@@ -70,6 +78,144 @@ def test_alpha_and_sixteen_bits_are_kept(tmp_path):
     assert picture.bit_depth == 16
     assert picture.alpha is not None
     assert picture.alpha.min() > 0.99
+
+
+def picture(path, seed=0, side=8):
+    write_image(path, np.random.default_rng(seed).random((side, side, 3)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("verb", ["upscale --tile 0 --out", "degrade"])
+def test_one_rule_for_folders(tmp_path, capsys, verb):
+    verb, *options = verb.split()
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    picture(photos / "a.png")
+    picture(photos / "deep/b.jpg", 1)
+    (photos / "broken.png").write_bytes(b"no picture")
+    assert call(verb, photos, *options, out) == 3
+    output = capsys.readouterr()
+    assert "2 pictures" in output.out
+    assert "skipped" in output.err
+    assert "broken.png" in output.err
+    results = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert results == {"a.png", "deep/b.png"}
+    first = (out / "a.png").read_bytes()
+    assert call(verb, photos, *options, out) == 2, "results are there"
+    assert call(verb, photos, *options, out, "--overwrite") == 3
+    assert (out / "a.png").read_bytes() == first
+    before = (photos / "a.png").read_bytes()
+    for target in (photos, photos / "a.png"):
+        assert call(verb, photos / "a.png", *options, target, "--overwrite") == 2
+        assert "would be overwritten" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+    picture(photos / "a.jpg")
+    assert call(verb, photos, *options, tmp_path / "new") == 2
+    assert "both would become" in capsys.readouterr().err
+    assert call(verb, photos / "broken.png", *options, tmp_path / "new") == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_picture_does_not_change_how_the_others_are_degraded(tmp_path):
+    for index in range(3):
+        picture(tmp_path / f"photos/{index}.png", index, 32)
+    assert call("degrade", tmp_path / "photos", tmp_path / "whole", "--kind", "train") == 0
+    (tmp_path / "photos/1.png").write_bytes(b"")
+    assert call("degrade", tmp_path / "photos", tmp_path / "rest", "--kind", "train") == 3
+    assert (tmp_path / "rest/2.png").read_bytes() == (tmp_path / "whole/2.png").read_bytes()
+
+
+def test_sets_are_judged_without_their_damaged_pictures(tmp_path, capsys):
+    for name in "ab":
+        picture(tmp_path / f"set/{name}.png", side=32)
+    (tmp_path / "set/c.png").write_bytes(b"no picture")
+    options = ["--model", "fidelity"]
+    assert call("eval", tmp_path / "set", *options, "--json", tmp_path / "s.json") == 3
+    assert json.loads((tmp_path / "s.json").read_text())["pictures"] == 2
+    assert call("compare", tmp_path / "set", *options, "--out", tmp_path / "sheet.png") == 3
+    assert "c.png" in capsys.readouterr().err
+    for verb, option in (("eval", "--json"), ("compare", "--out")):
+        assert call(verb, tmp_path / "set", *options, option, tmp_path / "set/a.png") == 2
+        assert "would be overwritten" in capsys.readouterr().err
+    assert call("eval", tmp_path / "set", *options, "--border", 11) == 2
+    assert "border of 11" in capsys.readouterr().err
+
+
+def spoil(change):
+    """A change of the index or of a configuration of a saved model, as one function of the folder."""
+
+    def spoilt(folder):
+        part, key, value = change
+        content = json.loads((folder / part).read_text())
+        (folder / part).write_text(json.dumps(content | {key: value} if key else value))
+
+    return spoilt
+
+
+SPOILT = {
+    "a module of its own": (spoil(("model_index.json", "unet", ["payload", "Network"])), None),
+    "a class of its own": (spoil(("unet/config.json", "_class_name", "Network")), "expected one of CompactDenoiser"),
+    "a class that is no name": (spoil(("unet/config.json", "_class_name", [])), "expected one of"),
+    "another pipeline": (spoil(("model_index.json", "_class_name", "DDPMPipeline")), "no tadsr model"),
+    "a list": (spoil(("unet/config.json", None, [1])), "expected an object"),
+    "words for numbers": (spoil(("unet/config.json", "channels", "x")), "channels is 'x'"),
+    "no width": (spoil(("unet/config.json", "channels", 0)), "channels is 0"),
+    "an absurd width": (spoil(("unet/config.json", "channels", 60_000)), "do not fit|can be built"),
+    "half a width": (spoil(("unet/config.json", "channels", 95.5)), "can be built"),
+    "another width": (spoil(("unet/config.json", "channels", 64)), "do not fit"),
+    "another factor": (spoil(("vae/config.json", "factor", 2)), "do not go together"),
+    "an absurd chain": (spoil(("scheduler/scheduler_config.json", "num_train_timesteps", 10**9)), "num_train"),
+    "too many steps": (spoil(("model_index.json", "steps", 16)), "its chain has 15"),
+    "an odd scale": (spoil(("model_index.json", "scale", True)), "scale is True"),
+    "no weights": (lambda folder: (folder / "unet" / WEIGHTS).unlink(), "no such file"),
+    "cut weights": (lambda folder: (folder / "unet" / WEIGHTS).write_bytes(b"\x08" + bytes(9)), "damaged"),
+    "weights of nothing": (lambda folder: save_file({"x": torch.zeros(1)}, folder / "unet" / WEIGHTS), "do not fit"),
+    "weights that are none": (lambda folder: spoil_weights(folder / "unet" / WEIGHTS), "NaN"),
+}
+
+
+def spoil_weights(path):
+    tensors = load_file(path)
+    save_file({name: value * torch.nan for name, value in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_strangers_model_runs_no_code_and_is_refused_in_one_line(tmp_path, monkeypatch, case):
+    folder = tmp_path / "model"
+    shutil.copytree(Path(pipeline_module.__file__).parent / "weights/fidelity", folder)
+    (tmp_path / "payload.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    change, message = SPOILT[case]
+    change(folder)
+    if message is None:
+        assert TADSRPipeline.load(folder).config.scale == 4
+    else:
+        with pytest.raises(UserError, match=message) as caught:
+            TADSRPipeline.load(folder)
+        assert "\n" not in str(caught.value)
+    assert "payload" not in sys.modules
+
+
+def test_a_revision_is_for_the_hub(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def fetch(model, revision, files):
+        asked.append((model, revision))
+        assert "unet/config.json" in files
+        return Path(pipeline_module.__file__).parent / "weights/fidelity"
+
+    picture(tmp_path / "a.png", side=80)
+    monkeypatch.setattr(pipeline_module, "model_folder", fetch)
+    assert call("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", "o/n", "--revision", "v1") == 0
+    assert call("eval", tmp_path / "a.png", "--model", "fidelity", "--model", "o/n", "--revision", "v2") == 0
+    assert asked == [("o/n", "v1"), ("o/n", "v2")]
+    assert call("upscale", tmp_path / "a.png", "-o", tmp_path / "c.png", "--revision", "v1") == 2
+    assert "--revision is for models of the Hub" in capsys.readouterr().err
+
+
+def test_help_loads_no_torch():
+    script = "import sys, tadsr.cli; print(sorted({'torch', 'diffusers', 'timm', 'transformers', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 5)])
@@ -183,7 +329,7 @@ def test_a_distance_of_ones_own_is_among_the_measures(tmp_path):
     def distance(one, other):
         return (one - other).abs().mean()
 
-    means = evaluate(read_set(tmp_path), {"bicubic": bicubic}, with_learned=False, lpips=distance)
+    means = evaluate(read_set(tmp_path), {"bicubic": bicubic}, with_learned=False, lpips=distance).means
     pair = load_pair(read_set(tmp_path)[0])
     assert means["bicubic"]["lpips"] == pytest.approx(float(distance(to_eight_bits(bicubic(pair.low)), pair.high)))
 
@@ -202,7 +348,7 @@ def test_layouts(tmp_path, capsys):
             write_image(tmp_path / layout / pairs[1], high)
         chosen = ["--layout", layout] if layout == "realset65" else []
         assert call("eval", tmp_path / layout, "--model", "fidelity", *chosen) == 0
-        assert "1 pictures" in capsys.readouterr().out
+        assert "1 picture of" in capsys.readouterr().out
 
 
 def test_a_saved_pipeline_is_a_diffusers_pipeline(tmp_path):
@@ -212,9 +358,16 @@ def test_a_saved_pipeline_is_a_diffusers_pipeline(tmp_path):
     assert pipeline.config.steps == 0
     pipeline.save_pretrained(tmp_path / "model")
     again = TADSRPipeline.from_pretrained(tmp_path / "model")
+    made = TADSRPipeline(
+        CompactDenoiser.from_pretrained(tmp_path / "model/unet").eval(), pipeline.vae, pipeline.scheduler, steps=0
+    )
     assert isinstance(again, DiffusionPipeline)
     low = torch.rand(1, 3, 8, 8)
-    assert torch.equal(pipeline(low, output_type="pt").images, again(low, output_type="pt").images)
+    for other in (again, made):
+        # Whatever the processor: the layout of the weights decides the order of the sums.
+        assert other.unet.conv_in.weight.stride() == pipeline.unet.conv_in.weight.stride()
+        assert pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(pipeline(low, output_type="pt").images, other(low, output_type="pt").images)
 
 
 @pytest.mark.parametrize("teacher", [False, True])

@@ -97,8 +97,27 @@ def test_autoencoder_outputs(golden):
     assert apart.amin(1).max() < 1e-5, "rows of the codebook only"
     plain = vae.decode(arrays["latent"], force_not_quantize=True).sample
     torch.testing.assert_close(plain, arrays["decoded_noquant"], atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="not weights of this network"):
+    with pytest.raises(UserError, match="do not fit VQModel"):
         vq_from_resshift({key: value for key, value in state.items() if "mid" not in key}, tiny_vq())
+
+
+def rounding(network, wanted, part=""):
+    """How far two float32 evaluations of a network may be apart, whatever order a processor sums in.
+
+    Along the network each output went through sums of n products in all. Each rounds by at most half a unit in the last place, 2^-24
+    of the number, up or down: a random walk of n such steps. The largest output, five or so times the usual one, stands for the
+    spread over the many outputs and for the second evaluation.
+
+    Args:
+        network: whose weights say how long the sums are.
+        wanted: the outputs.
+        part: names of the weights that are used begin with one of these, separated by spaces; all by default.
+    """
+    begins = tuple(part.split()) or ("",)
+    longest = sum(
+        each[0].numel() for name, each in network.named_parameters() if each.ndim > 1 and name.startswith(begins)
+    )
+    return 2.0**-24 * longest**0.5 * float(wanted.abs().max())
 
 
 @torch.no_grad()
@@ -106,12 +125,13 @@ def test_the_published_outputs_of_the_swin_unet(golden):
     arrays = {key: torch.from_numpy(value) for key, value in golden("unet_tiny").items()}
     unet = unet_from_resshift(
         {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}, configuration("unet_tiny")
-    ).eval()
+    )
     for kind in ("", "_rect"):
         x, t, lq, wanted = (arrays[name + kind] for name in ("x", "t", "lq", "out"))
-        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=2e-5, rtol=0)
+        bound = rounding(unet, wanted)
+        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=bound, rtol=0)
         # The second call takes its masks from the cache.
-        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=2e-5, rtol=0)
+        torch.testing.assert_close(unet(x, t, lq).sample, wanted, atol=bound, rtol=0)
     for width in (32, 33):
         have = get_timestep_embedding(arrays["temb_t"], width, flip_sin_to_cos=True, downscale_freq_shift=0)
         torch.testing.assert_close(have, arrays[f"temb{width}"], atol=2e-5, rtol=0)
@@ -121,13 +141,16 @@ def test_the_published_outputs_of_the_swin_unet(golden):
 def test_the_published_taps_of_the_swin_unet(golden, seeded_unet):
     arrays = {key: torch.from_numpy(value) for key, value in golden("unet4_taps").items()}
     inputs = arrays["x"], arrays["t"], arrays["lq"]
-    torch.testing.assert_close(seeded_unet(*inputs).sample, arrays["out"], atol=2e-5, rtol=0)
+    bound = rounding(seeded_unet, arrays["out"])
+    assert bound < 5e-5
+    torch.testing.assert_close(seeded_unet(*inputs).sample, arrays["out"], atol=bound, rtol=0)
     for index, tap in enumerate(seeded_unet(*inputs, return_features=True)):
+        bound = rounding(seeded_unet, tap, "time_embed input_blocks middle_block")
         assert list(tap.shape) == arrays[f"tap{index}_shape"].tolist()
-        torch.testing.assert_close(tap.mean((2, 3)), arrays[f"tap{index}_mean"], atol=2e-5, rtol=0)
-        torch.testing.assert_close(tap.flatten(2).std(2), arrays[f"tap{index}_std"], atol=2e-5, rtol=0)
+        torch.testing.assert_close(tap.mean((2, 3)), arrays[f"tap{index}_mean"], atol=bound, rtol=0)
+        torch.testing.assert_close(tap.flatten(2).std(2), arrays[f"tap{index}_std"], atol=bound, rtol=0)
         if f"tap{index}" in arrays:
-            torch.testing.assert_close(tap, arrays[f"tap{index}"], atol=2e-5, rtol=0)
+            torch.testing.assert_close(tap, arrays[f"tap{index}"], atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("height", [4, 8, 12])
@@ -191,7 +214,7 @@ def test_a_checkpoint_in_the_public_layout_loads(unet, tmp_path, prefix):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"missing .*realsrx4"):
+    with pytest.raises(UserError, match=r"missing.*realsrx4"):
         unet_from_resshift({"input_blocks.0.0.weight": torch.zeros(160, 6, 3, 3)}, configuration("unet_tiny"))
     with pytest.raises(UserError, match="autoencoder"):
         unet_from_resshift({"encoder.conv_in.weight": torch.zeros(1)})
@@ -199,7 +222,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         vq_from_resshift({"input_blocks.0.0.weight": torch.zeros(1)})
     path = tmp_path / "code.pth"
     torch.save({"state_dict": Path("/")}, path)
-    with pytest.raises(UserError, match="plain tensors"):
+    with pytest.raises(UserError, match="could run code"):
+        read_checkpoint(path)
+    torch.save({"state_dict": {"a": torch.tensor(torch.nan)}}, path)
+    with pytest.raises(UserError, match="NaN or infinite"):
         read_checkpoint(path)
     assert clean({"module.a": torch.zeros(1), "b.attn_mask": torch.zeros(1)}).keys() == {"a"}
 

@@ -1,5 +1,6 @@
 """Training: resumed = uninterrupted, who is trained by what, several processes, every method and option runs."""
 
+import errno
 import json
 import os
 import subprocess
@@ -23,7 +24,9 @@ from tadsr.recipes import DistillConfig, TeacherConfig
 from tadsr.teacher import TeacherTraining
 from tadsr.training import distill, train_teacher
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.images import write_image
+from tenfold.runs import RunFolder
 
 COMMON = {
     "batch_size": 2,
@@ -100,6 +103,72 @@ def test_a_resumed_student_is_the_uninterrupted_one(teacher, photos, tmp_path):
     assert TADSRPipeline.load(tmp_path / "parts").config.steps == 1
 
 
+def test_a_run_stopped_between_its_last_weights_and_its_result_has_the_same_result(
+    teacher, photos, tmp_path, monkeypatch
+):
+    config = TeacherConfig(**COMMON, steps=4, network="tiny")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher([photos], config, tmp_path / "run", device="cpu")
+    train_teacher([photos], config, tmp_path / "run", resume=True, device="cpu")
+    files = [
+        "result.json",
+        "metrics.jsonl",
+        "checkpoints/last.safetensors",
+        "model/unet/diffusion_pytorch_model.safetensors",
+    ]
+    for name in files:
+        assert (tmp_path / "run" / name).read_bytes() == (teacher / name).read_bytes(), name
+    assert json.loads((teacher / "result.json").read_text())["loss"] > 0
+
+
+def test_a_disk_that_is_full_leaves_the_model_that_was_there(teacher, photos, tmp_path, monkeypatch):
+    original, calls = TeacherTraining.export, []
+
+    def export(self, folder):
+        calls.append(folder)
+        original(self, folder)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TeacherTraining, "export", export)
+    config = TeacherConfig(**COMMON, steps=4, network="tiny")
+    with pytest.raises(UserError, match="No space left"):
+        train_teacher([photos], config, tmp_path / "run", device="cpu")
+    assert TADSRPipeline.load(tmp_path / "run").config.steps == 0
+    train_teacher([photos], config, tmp_path / "run", resume=True, device="cpu")
+    names = [
+        sorted(path.relative_to(run) for path in run.rglob("*") if "tensorboard" not in str(path))
+        for run in (tmp_path / "run", teacher)
+    ]
+    assert [each for each in names[0] if each.name != "run.lock"] == [
+        each for each in names[1] if each.name != "run.lock"
+    ]
+
+
+def test_a_damaged_checkpoint_is_named(teacher, tmp_path):
+    training = TeacherTraining(*create_network("tiny"), create_scheduler(15, 0.04), TeacherConfig(**COMMON, steps=4))
+    good = teacher / "checkpoints/last.safetensors"
+    tensors, metadata = read_tensors(good)
+    for change, word in (
+        ({"progress": "[]"}, "damaged"),
+        ({"progress": '{"step": 9}'}, "of step 9"),
+        ({}, "not written by"),
+    ):
+        write_tensors(tmp_path / "c.safetensors", tensors, change)
+        with pytest.raises(UserError, match=word):
+            restore(tmp_path / "c.safetensors", training, 4)
+    other = {name.replace("optimiser.student.0.", "optimiser.student.999."): value for name, value in tensors.items()}
+    write_tensors(tmp_path / "c.safetensors", other, metadata)
+    with pytest.raises(UserError, match="other parameters"):
+        restore(tmp_path / "c.safetensors", training, 4)
+
+
 def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(photos, tmp_path):
     config = TeacherConfig(**COMMON, steps=4, network="tiny")
     training = TeacherTraining(*create_network("tiny"), create_scheduler(15, 0.04), config)
@@ -112,7 +181,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(photos, tmp_path
     training.step = diverging
     with pytest.raises(UserError, match="loss of step 4 is not finite"):
         fit(training, [photos], config, tmp_path / "run", device="cpu")
-    assert restore(tmp_path / "run/checkpoints/last.safetensors", training) == 2
+    assert restore(tmp_path / "run/checkpoints/last.safetensors", training, 4) == 2
     assert TADSRPipeline.load(tmp_path / "run").config.steps == 0
 
 
@@ -285,19 +354,22 @@ def test_bad_training_input(photos, teacher, tmp_path):
         distill(TADSRPipeline.load(teacher), [photos], faces, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     other = TeacherTraining(*create_network("compact"), create_scheduler(15, 0.04), config)
-    with pytest.raises(UserError, match="not a checkpoint of this network"):
-        restore(teacher / "checkpoints/last.safetensors", other)
+    with pytest.raises(UserError, match="do not fit CompactDenoiser"):
+        restore(teacher / "checkpoints/last.safetensors", other, 4)
 
 
 def test_two_processes_train_as_one(photos, teacher, tmp_path):
-    script = (
-        "from pathlib import Path; from tadsr.recipes import TeacherConfig; from tadsr.training import train_teacher;"
-        f"train_teacher([Path({str(photos)!r})], TeacherConfig(**{COMMON!r}, steps=4, network='tiny'),"
-        f"Path({str(tmp_path / 'run')!r}), device='cpu')"
-    )
-    (tmp_path / "two.py").write_text(script)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    script = f"""
+from pathlib import Path
+from accelerate import debug_launcher
+from tadsr.recipes import TeacherConfig
+from tadsr.training import train_teacher
+recipe = TeacherConfig(**{COMMON!r}, steps=4, network="tiny")
+debug_launcher(lambda: train_teacher([Path({str(photos)!r})], recipe, Path({str(tmp_path / "run")!r}), device="cpu"))
+"""
+    # One start of the interpreter for both: the processes are forked after the imports.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-c", script]
     done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(teacher), weights(Path(tmp_path / "run"))

@@ -1,8 +1,10 @@
 """The networks that the presets name, with their autoencoders."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import torch
 from diffusers.models.autoencoders.vq_model import VQModel
+from torch import nn
 
 from tadsr.autoencoders import FaceVQModel, PixelUnshuffleAutoencoder, vq_f4
 from tadsr.compact import CompactDenoiser
@@ -11,6 +13,15 @@ from tadsr.networks import ResShiftUNet
 
 Network = CompactDenoiser | ResShiftUNet
 Autoencoder = PixelUnshuffleAutoencoder | VQModel
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def in_fast_layout(module: Module) -> Module:
+    """Lay a module's weights out with the channels last, in place: convolutions are up to twice as fast on a CPU.
+
+    The layout decides the order of the convolutions' sums, so everything that computes asks here and nowhere else.
+    """
+    return module.to(memory_format=torch.channels_last)
 
 
 def create_network(name: Literal["tiny", "compact", "swin", "paper", "paper-faces"]) -> tuple[Network, Autoencoder]:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tadsr.layouts import Layout
-from tadsr.recipes import Degradation, DistillConfig, Family, TeacherConfig
+from tadsr.recipes import Degradation, DistillConfig, Family, Layout, TeacherConfig, UpscaleOptions
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.options import Seed, Size
 
 PAPER = Paper(
     title="One Step Diffusion-based Super-Resolution with Time-Aware Distillation",
@@ -48,48 +48,41 @@ def upscale(
     *,
     out: Out = Path("upscaled"),
     model: str = "fidelity",
-    steps: int | None = None,
-    sampler: str = "auto",
-    tile: int = 512,
-    overlap: int = 64,
-    colour_fix: str = "none",
-    seed: int = 12345,
+    revision: str | None = None,
+    options: UpscaleOptions = UpscaleOptions(),  # noqa: B008  # frozen
+    overwrite: bool = False,
     device: str = "auto",
-) -> None:
+) -> int:
     """Enlarge a picture, or every picture below a folder, four times.
 
-    Alpha and 16-bit depth are kept; large pictures are processed in tiles whose seams are blended.
+    Alpha and 16-bit depth are kept; large pictures are processed in tiles whose seams are blended. Files that cannot be read
+    are passed over and named; the exit code is 3 then.
 
     Args:
         source: A picture or a folder.
         out: A file for one picture, or a folder; folders get PNG files of the same names.
         model: fidelity (one step), perceptual (one step, sharper) or teacher (15 steps), which ship; the folder of a run or of a converted checkpoint; or a Hub name.
-        steps: Network calls; the model's own number by default, 0 for its whole chain.
-        sampler: auto, one_step, ddim or ancestral.
-        tile: Side of the tiles in input pixels; 0 for the whole picture at once.
-        overlap: Of neighbouring tiles, in input pixels.
-        colour_fix: none, wavelet or adain.
-        seed: Of the noise.
+        revision: Branch, tag or commit of a model of the Hub.
+        overwrite: Write over results that are there; never over a picture that is read.
         device: auto, cpu, cuda, ...
     """
-    from tadsr.files import UpscaleOptions, upscale_files
+    from tadsr.files import plan, upscale_files
     from tadsr.pipeline import TADSRPipeline
-    from tenfold.config import from_dict
     from tenfold.runs import pick_device
 
-    values = {"sampler": sampler, "tile": tile, "overlap": overlap, "colour_fix": colour_fix, "seed": seed}
-    options = from_dict(values | ({} if steps is None else {"steps": steps}), UpscaleOptions, "options")
-    if tile < 0 or not 0 <= overlap < (tile or 1 << 30):
-        raise UserError(f"--tile {tile} --overlap {overlap}: the overlap must be smaller than the tile")
-    pipeline = TADSRPipeline.load(model).to(pick_device(device))
+    jobs = plan(source, out, overwrite)
+    pipeline = TADSRPipeline.load(model, revision).to(pick_device(device))
     started = time.perf_counter()
-    report = upscale_files(pipeline, source, out, options)
+    report = upscale_files(pipeline, jobs, options)
     seconds = time.perf_counter() - started
-    count = len(report.written)
-    where = report.written[0] if count == 1 else out
-    print(f"upscaled {count} picture{'s' * (count > 1)} ({report.megapixels:.1f} MP) in {seconds:.1f} s -> {where}")
-    for line in report.skipped:
-        print(f"skipped {line}")
+    size, where = sum(report.results.values()), jobs[0].target if len(jobs) == 1 else out
+    print(f"upscaled {_pictures(len(report.results))} ({size:.1f} MP) in {seconds:.1f} s -> {where}")
+    report.show_skipped("tadsr")
+    return report.exit_code
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
 
 
 @verb(app, "tadsr train-teacher photos/ --out runs/teacher --preset tiny --steps 4")
@@ -114,18 +107,21 @@ def distill(
     *folders: Path,
     options: RunOptions,
     recipe: DistillConfig = DistillConfig(),  # noqa: B008  # frozen
+    revision: str | None = None,
 ) -> None:
     """Distil a teacher into a student that needs one step.
 
     Args:
-        teacher: The run folder of a teacher, a converted checkpoint, or teacher (shipped).
+        teacher: The run folder of a teacher, a converted checkpoint, a Hub name, or teacher (shipped).
         folders: Folders of photographs.
+        revision: Branch, tag or commit of a teacher of the Hub.
     """
     from tadsr.pipeline import TADSRPipeline
     from tadsr.training import distill as train
 
     _some(folders)
-    losses = train(TADSRPipeline.load(teacher), folders, recipe, options.out, options.resume, options.device)
+    found = TADSRPipeline.load(teacher, revision)
+    losses = train(found, folders, recipe, options.out, options.resume, options.device)
     print(f"{recipe.steps} steps, regression {losses.get('regression', float('nan')):.4f} -> {options.out / 'model'}")
 
 
@@ -143,18 +139,22 @@ def eval(  # noqa: A001  # the verb's name
     pictures: Path,
     *,
     model: Annotated[tuple[str, ...], Parameter(negative=())] = ("fidelity", "perceptual", "teacher"),
+    revision: str | None = None,
     layout: Layout = "auto",
-    border: int = 4,
-    limit: int = 0,
+    border: Size = 4,
+    limit: Size = 0,
     lpips_weights: Path | None = None,
     device: str = "auto",
     json: Path | None = None,
-) -> None:
+) -> int:
     """Measure models and bicubic enlargement on a test set.
+
+    Pictures that cannot be read are passed over and named; the exit code is 3 then.
 
     Args:
         pictures: The set: high-quality pictures, or pairs in one of the layouts.
         model: As for upscale; repeat for several. MODEL:STEPS sets the number of network calls.
+        revision: Branch, tag or commit of the models of the Hub among them.
         layout: auto, hr, imagenet-test (lq/, gt/), celeba-test (lq/, hq/), realsr (NAME_LR4.png beside NAME_HR.png), realset65 (low quality only).
         border: Pixels left out of PSNR and SSIM: 4 in the classic protocol, 0 in the paper's.
         limit: Only this many pictures; 0 for all.
@@ -166,27 +166,44 @@ def eval(  # noqa: A001  # the verb's name
     from functools import partial
 
     from tadsr.evaluation import bicubic, evaluate, table
-    from tadsr.layouts import read_set
     from tenfold.files import write_text
     from tenfold.perceptual import lpips_network
 
+    entries = _entries(pictures, layout, limit, json)
     lpips = None if lpips_weights is None else partial(lpips_network(lpips_weights), normalize=True)
-    entries = read_set(pictures, layout)
-    entries = entries[:limit] if limit else entries
-    means = evaluate(entries, {"bicubic": bicubic} | _upscalers(model, pictures, device), border, lpips=lpips)
-    print(f"{len(entries)} pictures of {pictures}\n{table(means)}")
+    models = {"bicubic": bicubic} | _upscalers(model, revision, pictures, device)
+    found = evaluate(entries, models, border, lpips=lpips)
+    means, count = found.means, len(found.report.results)
+    print(f"{_pictures(count)} of {pictures}\n{table(means)}")
     if "lpips" not in means["bicubic"]:
         print(
             "LPIPS, CLIPIQA and MUSIQ: not available (pip install 'tadsr[iqa]' and its weights; LPIPS: --lpips-weights)"
         )
     if json:
-        write_text(json, writer.dumps({"pictures": len(entries), "border": border, "means": means}, indent=2) + "\n")
+        write_text(json, writer.dumps({"pictures": count, "border": border, "means": means}, indent=2) + "\n")
+    found.report.show_skipped("tadsr")
+    return found.report.exit_code
 
 
-def _upscalers(models: tuple[str, ...], pictures: Path, device: str) -> dict:
+def _entries(pictures: Path, layout: Layout, limit: int, out: Path | None) -> list:  # its type needs torch
+    """The pictures of a set, when `out` can be written and is none of them."""
+    from tadsr.layouts import read_set
+    from tenfold.files import check_writable
+
+    entries = read_set(pictures, layout)
+    if out is not None:
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; name a file to write")
+        if out.resolve() in {path.resolve() for each in entries for path in (each.low, each.high) if path}:
+            raise UserError(f"{out}: is a picture of the set and would be overwritten; name another file")
+        check_writable(out)
+    return entries[:limit] if limit else entries
+
+
+def _upscalers(models: tuple[str, ...], revision: str | None, pictures: Path, device: str) -> dict:
     from tadsr.data import refuse_overlap
     from tadsr.evaluation import upscaler
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.pipeline import SHIPPED, TADSRPipeline
     from tenfold.runs import pick_device
 
     place = pick_device(device)
@@ -194,7 +211,9 @@ def _upscalers(models: tuple[str, ...], pictures: Path, device: str) -> dict:
     for each in models:
         name, _, steps = each.rpartition(":") if each.rpartition(":")[2].isdecimal() else (each, "", "")
         refuse_overlap(Path(name), pictures)
-        found[each] = upscaler(TADSRPipeline.load(name).to(place), int(steps) if steps else None)
+        is_here = name in SHIPPED or Path(name).exists()
+        pipeline = TADSRPipeline.load(name, None if is_here and len(models) > 1 else revision).to(place)
+        found[each] = upscaler(pipeline, pipeline.steps_of(int(steps)) if steps else None)
     return found
 
 
@@ -204,55 +223,58 @@ def compare(
     *,
     out: Out = Path("comparison.png"),
     model: Annotated[tuple[str, ...], Parameter(negative=())] = ("teacher", "perceptual", "fidelity"),
+    revision: str | None = None,
     layout: Layout = "auto",
-    limit: int = 4,
+    limit: Size = 4,
     device: str = "auto",
-) -> None:
+) -> int:
     """Write a sheet that shows bicubic, teacher and students side by side.
+
+    Pictures that cannot be read are passed over and named; the exit code is 3 then.
 
     Args:
         pictures: The set, as for eval.
         out: The picture to write.
         model: As for eval; repeat for several.
+        revision: As for eval.
         layout: As for eval.
         limit: How many pictures to show; 0 for all.
         device: auto, cpu, cuda, ...
     """
     from tadsr.evaluation import bicubic, comparison_sheet, load_pair
-    from tadsr.layouts import read_set
+    from tadsr.files import ENDINGS
+    from tenfold.folders import work_on_files
 
-    entries = read_set(pictures, layout)
-    entries = entries[:limit] if limit else entries
-    comparison_sheet(
-        out, [load_pair(entry) for entry in entries], {"bicubic": bicubic} | _upscalers(model, pictures, device)
-    )
-    print(f"{len(entries)} pictures -> {out}")
+    if out.suffix.lower() not in ENDINGS:
+        raise UserError(f"--out {out}: is no picture; end it in one of {', '.join(sorted(ENDINGS))}")
+    entries = {each.file: each for each in _entries(pictures, layout, limit, out)}
+    models = {"bicubic": bicubic} | _upscalers(model, revision, pictures, device)
+    report = work_on_files(entries, lambda path: load_pair(entries[path]), alone=len(entries) == 1)
+    comparison_sheet(out, list(report.results.values()), models)
+    print(f"{_pictures(len(report.results))} -> {out}")
+    report.show_skipped("tadsr")
+    return report.exit_code
 
 
 @verb(app, "tadsr degrade photos/ small --kind imagenet-test --seed 3")
-def degrade(source: Path, out: Path, *, kind: Degradation = "bicubic", seed: int = 0) -> None:
+def degrade(source: Path, out: Path, *, kind: Degradation = "bicubic", seed: Seed = 0, overwrite: bool = False) -> int:
     """Make low-quality images, a quarter of the size (faces: of the same size).
+
+    Files that cannot be read are passed over and named; the exit code is 3 then.
 
     Args:
         source: A picture or a folder.
-        out: Folder for the PNG files.
+        out: Folder for the PNG files; for one picture also a file.
         kind: bicubic, second-order Real-ESRGAN (train, or the milder imagenet-test), or faces.
         seed: Of the random degradations.
+        overwrite: Write over results that are there; never over a picture that is read.
     """
-    from tadsr.degradation import degrade as degrade_batch
-    from tenfold.data import to_tensor
-    from tenfold.images import list_images, write_image
+    from tadsr.files import degrade_files, plan
 
-    paths = list_images(source)
-    for index, path in enumerate(paths):
-        high = to_tensor(path)[None]
-        height, width = (side // 4 * 4 for side in high.shape[-2:])
-        if not height or not width:
-            raise UserError(f"{path}: smaller than 4 pixels")
-        low = degrade_batch(high[..., :height, :width], kind, [(seed, index)])
-        below = path.relative_to(source) if source.is_dir() else Path(path.name)
-        write_image(out / below.with_suffix(".png"), low[0].movedim(0, -1).numpy())
-    print(f"degraded {len(paths)} pictures -> {out}")
+    report = degrade_files(plan(source, out, overwrite), kind, seed)
+    print(f"degraded {_pictures(len(report.results))} -> {out}")
+    report.show_skipped("tadsr")
+    return report.exit_code
 
 
 @verb(app, "tadsr convert --unet unet.pth --vae vae.pth --family realsrx4 --out converted")
@@ -271,17 +293,17 @@ def convert(
     """
     from tadsr.converters import LICENCE, scheduler_of, unet_from_resshift, vq_from_resshift
     from tadsr.pipeline import TADSRPipeline
+    from tenfold.files import atomic_folder
 
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty; choose another --out")
-    pipeline = TADSRPipeline(
-        unet_from_resshift(unet, family),
-        vq_from_resshift(vae),
-        scheduler_of(family, clamp),
-        scale=1 if family == "faceir" else 4,
-        steps=0 if teacher else 1,
-    )
-    pipeline.save_pretrained(out)
+    with atomic_folder(out) as temporary:
+        pipeline = TADSRPipeline(
+            unet_from_resshift(unet, family),
+            vq_from_resshift(vae),
+            scheduler_of(family, clamp),
+            scale=1 if family == "faceir" else 4,
+            steps=0 if teacher else 1,
+        )
+        pipeline.save_pretrained(temporary)
     print(f"converted -> {out}\n{LICENCE}")
 
 

@@ -1,15 +1,13 @@
 """Giving a result the colours of its input: its low frequencies, or its channels' mean and spread."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from tadsr.recipes import ColourFix
 from tadsr.resampling import enlarge
 
-ColourFix = Literal["none", "wavelet", "adain"]
 Image = Float[Tensor, "b 3 _h _w"]
 
 

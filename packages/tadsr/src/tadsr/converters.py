@@ -3,20 +3,21 @@
 Their weights carry non-commercial licences (ResShift: S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0): converting does not change that.
 """
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import init_empty_weights
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor
 
 from tadsr.autoencoders import FaceVQModel, vq_f4
 from tadsr.diffusion import ResShiftScheduler
+from tadsr.loading import filled
 from tadsr.networks import ResShiftUNet
 from tadsr.recipes import Family
 from tenfold import UserError
+from tenfold.checkpoints import load_weights, read_state_dict
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "realsrx4": {},
@@ -45,24 +46,12 @@ def read_checkpoint(path: Path) -> StateDict:
     """The tensors of a checkpoint: `state_dict` unwrapped, prefixes of wrappers removed, derived buffers left out.
 
     Raises:
-        UserError: missing, not a checkpoint, or one that holds pickled code.
+        UserError: missing, damaged, holds code, no weights, or numbers that are NaN or infinite.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint of plain tensors ({str(error).splitlines()[0]})") from None
-    while isinstance(loaded, dict) and "state_dict" in loaded:
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path}: holds no state dict")
-    return clean(loaded)
+    state = clean(read_state_dict(path))
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"{path}: {broken[0]} holds numbers that are NaN or infinite")
+    return state
 
 
 def clean(state: StateDict) -> StateDict:
@@ -84,9 +73,11 @@ def unet_from_resshift(source: Path | StateDict, family: Family | dict[str, Any]
     state = read_checkpoint(source) if isinstance(source, Path) else clean(source)
     if any(key.startswith(("encoder.", "decoder.", "quantize.")) for key in state):
         raise UserError(f"{_name(source)}: is an autoencoder; give it as --vae")
-    unet = ResShiftUNet(**(FAMILIES[family] if isinstance(family, str) else family))
-    load_strictly(unet, state, _name(source), _guess(state))
-    return unet.eval()
+    options = FAMILIES[family] if isinstance(family, str) else family
+    try:
+        return filled(lambda: ResShiftUNet(**options), state, _name(source))
+    except UserError as error:
+        raise UserError(f"{error}{_guess(state)}") from None
 
 
 def _name(source: Path | StateDict) -> str:
@@ -97,25 +88,6 @@ def _guess(state: StateDict) -> str:
     first = state.get("input_blocks.0.0.weight")
     fitting = {6: "realsrx4", 136: "faceir"}.get(first.shape[1] if first is not None and first.ndim == 4 else 0)
     return f"; its first layer fits --family {fitting}" if fitting else ""
-
-
-def load_strictly(module: torch.nn.Module, state: StateDict, name: str, hint: str = "") -> None:
-    """Load a state dict whose keys and shapes must be exactly the module's.
-
-    Raises:
-        UserError: they are not.
-    """
-    mine = {key: value.shape for key, value in module.state_dict().items()}
-    missing, unexpected = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
-    reshaped = sorted(key for key in mine.keys() & state.keys() if mine[key] != state[key].shape)
-    faults = [
-        f"{what} {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if keys
-    ]
-    if faults:
-        raise UserError(f"{name}: not weights of this network ({'; '.join(faults)}){hint}")
-    module.load_state_dict(state)
 
 
 def vq_key(key: str, levels: int) -> str:
@@ -149,13 +121,15 @@ def vq_from_resshift(source: Path | StateDict, model: VQModel | None = None) -> 
     if any(key.startswith("input_blocks.") for key in state):
         raise UserError(f"{_name(source)}: is a UNet; give it as --unet")
     levels = 1 + max((int(match[1]) for key in state if (match := re.match(r"encoder\.down\.(\d+)\.", key))), default=0)
-    if model is None:
-        model = FaceVQModel() if levels == 4 else vq_f4()
-    target = model.state_dict()
+    build = FaceVQModel if levels == 4 else vq_f4
+    with init_empty_weights():
+        target = (model or build()).state_dict()
     renamed = {}
     for key, value in state.items():
         name = vq_key(key, levels)
         squeeze = name in target and target[name].ndim == 2 and value.ndim == 4
         renamed[name] = value[:, :, 0, 0] if squeeze else value
-    load_strictly(model, renamed, _name(source))
+    if model is None:
+        return filled(build, renamed, _name(source))
+    load_weights(model, renamed, _name(source))
     return model.eval()

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from tenfold import UserError
 from tenfold.files import write_text
-from tenfold.images import ImageError, list_images, read_image
+from tenfold.images import list_images, read_image
+from tenfold.reading import read_json
 
 
 def training_pictures(folders: Sequence[Path], smallest: int) -> list[Path]:
@@ -30,11 +31,7 @@ def training_pictures(folders: Sequence[Path], smallest: int) -> list[Path]:
     found = [path for folder in folders for path in list_images(folder)]
     kept, small = [], 0
     for path in found:
-        try:
-            with Image.open(path) as image:
-                large = min(image.size) >= smallest
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read ({error})") from None
+        large = min(_sides(path)) >= smallest
         kept += [path] if large else []
         small += not large
     if not kept:
@@ -42,6 +39,18 @@ def training_pictures(folders: Sequence[Path], smallest: int) -> list[Path]:
     if small:
         warnings.warn(f"{small} pictures are smaller than {smallest} pixels and are left out", stacklevel=2)
     return kept
+
+
+def _sides(path: Path) -> tuple[int, int]:
+    """Width and height, from the header alone where it can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except Exception:  # noqa: BLE001  # whatever a damaged header makes Pillow raise: the reader names it
+        height, width, _ = read_image(path).shape
+        return width, height
 
 
 FOLDERS = "training-folders.json"
@@ -64,9 +73,10 @@ def refuse_overlap(run: Path, testing: Path) -> None:
     """
     if not (run / FOLDERS).is_file():
         return
-    test = testing.resolve()
-    for folder in json.loads((run / FOLDERS).read_text(encoding="utf-8")):
-        train = Path(folder)
+    test, folders = testing.resolve(), read_json(run / FOLDERS)
+    if not isinstance(folders, list) or not all(isinstance(each, str) for each in folders):
+        raise UserError(f"{run / FOLDERS}: is damaged, expected a list of folders")
+    for train in map(Path, folders):
         if train == test or train in test.parents or test in train.parents:
             raise UserError(f"{testing}: {run} was trained on it; test on other pictures")
 

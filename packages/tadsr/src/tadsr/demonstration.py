@@ -6,6 +6,7 @@ from tadsr.evaluation import Pair, Upscaler, bicubic, comparison_sheet, measure,
 from tadsr.pipeline import TADSRPipeline
 from tadsr.resampling import bicubic_down
 from tenfold.data import embedded_pictures, to_tensor
+from tenfold.files import check_writable
 from tenfold.images import write_image
 
 PICTURES = {"chelsea": (40, 120), "coffee": (100, 180), "astronaut": (0, 140), "china": (120, 180)}
@@ -14,6 +15,7 @@ PICTURES = {"chelsea": (40, 120), "coffee": (100, 180), "astronaut": (0, 140), "
 
 def demo(out: Path) -> dict[str, dict[str, float]]:
     """Write the pictures and a comparison sheet; returns the mean measures of each model."""
+    check_writable(out / "comparison.png")
     paths = embedded_pictures()
     pairs = []
     for name, (top, left) in PICTURES.items():

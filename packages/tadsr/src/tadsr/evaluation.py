@@ -24,7 +24,9 @@ from tadsr.metrics import (
 )
 from tadsr.pipeline import TADSRPipeline
 from tadsr.resampling import bicubic_down, matlab_resize, to_eight_bits
+from tenfold import UserError
 from tenfold.data import to_tensor
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import write_image
 from tenfold.runs import track
 
@@ -56,6 +58,19 @@ class Pair:
     high: Float[Tensor, "1 3 _ _"] | None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        means: of every measure, by model.
+        report: the measures of each picture, and what was passed over.
+    """
+
+    means: dict[str, dict[str, float]]
+    report: FolderReport[dict[str, dict[str, float]]]
+
+
 def load_pair(entry: Entry, scale: int = 4) -> Pair:
     """Read a test picture; the low-quality image is made by the bicubic protocol where there is none on disk."""
     high = to_tensor(entry.high)[None] if entry.high else None
@@ -63,6 +78,8 @@ def load_pair(entry: Entry, scale: int = 4) -> Pair:
         return Pair(entry.name, to_tensor(entry.low)[None], high)
     assert high is not None
     height, width = (side // scale * scale for side in high.shape[-2:])
+    if not height or not width:
+        raise UserError(f"{entry.high}: smaller than {scale} pixels")
     high = high[..., :height, :width]
     return Pair(entry.name, bicubic_down(high, scale), high)
 
@@ -83,6 +100,10 @@ def upscaler(pipeline: TADSRPipeline, steps: int | None = None, seed: int = 1234
     return enlarge_one
 
 
+SSIM_WINDOW = 11
+"""Pixels of SSIM's window: what is left of a picture inside the border must hold one."""
+
+
 def measure(result: Tensor, pair: Pair, border: int, learned: dict[str, Callable[..., Tensor]]) -> dict[str, float]:
     """All measures of one enlarged picture, in 8 bits as on disk.
 
@@ -91,7 +112,17 @@ def measure(result: Tensor, pair: Pair, border: int, learned: dict[str, Callable
         pair: what it is of; without a reference only the measures that need none are taken.
         border: pixels left out of PSNR and SSIM.
         learned: measures from `pyiqa` by name.
+
+    Raises:
+        UserError: too small for the measures, or a result of another size than its reference.
     """
+    if min(result.shape[-2:]) - 2 * border < SSIM_WINDOW:
+        raise UserError(
+            f"{pair.name}: {result.shape[-1]} x {result.shape[-2]} pixels without a border of {border} are fewer than {SSIM_WINDOW}"
+        )
+    if pair.high is not None and result.shape != pair.high.shape:
+        sizes = [f"{each.shape[-1]} x {each.shape[-2]}" for each in (pair.high, result)]
+        raise UserError(f"{pair.name}: its reference is {sizes[0]} pixels, expected {sizes[1]}")
     result = to_eight_bits(result)
     values = {"lrc": low_resolution_error(result, pair.low).item()}
     if pair.high is not None:
@@ -115,8 +146,8 @@ def evaluate(
     border: int = 4,
     with_learned: bool = True,
     lpips: Callable[..., Tensor] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Mean of every measure over a set, for every model.
+) -> "Evaluation":
+    """Mean of every measure over a set, for every model; pictures that cannot be read are passed over and named.
 
     Args:
         entries: the set.
@@ -124,18 +155,23 @@ def evaluate(
         border: pixels left out of PSNR and SSIM: 4 in the classic protocol, 0 in the paper's.
         with_learned: also LPIPS, CLIPIQA and MUSIQ where `pyiqa` and its weights are there.
         lpips: takes the place of that LPIPS: of two pictures in [0, 1].
+
+    Raises:
+        UserError: no picture could be used.
     """
     learned = {name: metric for name in LEARNED if with_learned and (metric := learned_metric(name)) is not None}
     if lpips is not None:
         learned["lpips"] = lpips
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    for entry in track(entries, "evaluating"):
-        pair = load_pair(entry)
-        for name, model in models.items():
-            rows[name].append(measure(model(pair.low), pair, border, learned))
-    return {
-        name: {key: float(np.mean([row[key] for row in values])) for key in values[0]} for name, values in rows.items()
-    }
+    by_file = {entry.file: entry for entry in entries}
+
+    def judge(path: Path) -> dict[str, dict[str, float]]:
+        pair = load_pair(by_file[path])
+        return {name: measure(model(pair.low), pair, border, learned) for name, model in models.items()}
+
+    report = work_on_files(track(list(by_file), "evaluating"), judge, alone=len(by_file) == 1)
+    rows = list(report.results.values())
+    means = {name: {key: float(np.mean([row[name][key] for row in rows])) for key in rows[0][name]} for name in models}
+    return Evaluation(means, report)
 
 
 def table(means: dict[str, dict[str, float]]) -> str:

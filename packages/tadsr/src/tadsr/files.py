@@ -1,54 +1,44 @@
-"""Enlarging files: folders walked, alpha and bit depth kept, nothing half written."""
+"""Work on picture files: enlarging, making small. Alpha and bit depth are kept, inputs are never written over."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tadsr.colour import ColourFix
-from tadsr.pipeline import Sampler, TADSRPipeline
+from tadsr.degradation import degrade
+from tadsr.pipeline import TADSRPipeline
+from tadsr.recipes import Degradation, UpscaleOptions
 from tadsr.resampling import enlarge
 from tenfold import UserError
-from tenfold.images import ImageError, list_images, read_picture, write_image
+from tenfold.data import to_tensor
+from tenfold.files import check_writable
+from tenfold.folders import FolderReport, Job, check_jobs, plan_outputs, work_on_files
+from tenfold.images import read_picture, write_image
 from tenfold.runs import track
 
+ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Formats that one result can be asked for; folders get PNG files."""
 
-@dataclass(frozen=True)
-class UpscaleOptions:
-    """How pictures are enlarged.
 
-    Attributes:
-        steps: Network calls; the model's own number by default, 0 for its whole chain.
-        sampler: auto, one_step, ddim or ancestral.
-        tile: Side of the tiles in input pixels; 0 for the whole picture at once.
-        overlap: Of neighbouring tiles.
-        colour_fix: none, wavelet or adain.
-        seed: Of the noise.
+def plan(source: Path, out: Path, overwrite: bool = False) -> list[Job]:
+    """Where each picture goes: PNG files below a folder, or for one picture the file that `out` names.
+
+    Args:
+        source: a picture or a folder.
+        out: a file when `source` is one and `out` ends like a picture, otherwise a folder.
+        overwrite: allow results that exist.
+
+    Raises:
+        UserError: see `tenfold.folders.plan_outputs`.
     """
-
-    steps: int | None = None
-    sampler: Sampler = "auto"
-    tile: int = 512
-    overlap: int = 64
-    colour_fix: ColourFix = "none"
-    seed: int = 12345
-
-
-@dataclass
-class UpscaleReport:
-    """What was done.
-
-    Attributes:
-        written: the new files.
-        skipped: files that could not be read, with the reason.
-        megapixels: written in all.
-    """
-
-    written: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    megapixels: float = 0.0
+    if not (source.is_file() and out.suffix.lower() in ENDINGS and not out.is_dir()):
+        return plan_outputs(source, out, overwrite=overwrite)
+    check_writable(out)
+    jobs = [Job(source, out)]
+    check_jobs(jobs, overwrite)
+    return jobs
 
 
 def upscale_file(pipeline: TADSRPipeline, source: Path, target: Path, options: UpscaleOptions) -> float:
@@ -81,33 +71,48 @@ def upscale_file(pipeline: TADSRPipeline, source: Path, target: Path, options: U
     return result.shape[0] * result.shape[1] / 1e6
 
 
-def upscale_files(pipeline: TADSRPipeline, source: Path, out: Path, options: UpscaleOptions) -> UpscaleReport:
-    """Enlarge a file, or every picture below a folder; unreadable ones are skipped and named.
+def upscale_files(pipeline: TADSRPipeline, jobs: Sequence[Job], options: UpscaleOptions) -> FolderReport[float]:
+    """Enlarge files; those that cannot be read are passed over and named.
 
     Args:
         pipeline: the model.
-        source: a picture or a folder.
-        out: a file when `source` is one and `out` has a suffix, otherwise a folder.
+        jobs: from `plan`.
         options: how.
 
+    Returns:
+        Megapixels written, by file, and what was passed over.
+
     Raises:
-        UserError: nothing could be written.
+        UserError: options that the model has not, or no file could be read.
     """
-    paths = list_images(source)
-    report = UpscaleReport()
-    for path in track(paths, "upscaling") if len(paths) > 1 else paths:
-        target = out
-        if source.is_dir() or not out.suffix:
-            below = path.relative_to(source) if source.is_dir() else Path(path.name)
-            target = out / below.with_suffix(".png")
-        try:
-            report.megapixels += upscale_file(pipeline, path, target, options)
-        except ImageError as error:
-            if len(paths) == 1:
-                raise
-            report.skipped.append(str(error))
-            continue
-        report.written.append(target)
-    if not report.written:
-        raise UserError(f"{source}: no picture could be enlarged ({report.skipped[0]})")
-    return report
+    pipeline.steps_of(options.steps)
+    targets = {job.source: job.target for job in jobs}
+    return work_on_files(
+        track(list(targets), "upscaling"),
+        lambda path: upscale_file(pipeline, path, targets[path], options),
+        alone=len(jobs) == 1,
+    )
+
+
+def degrade_files(jobs: Sequence[Job], kind: Degradation, seed: int) -> FolderReport[None]:
+    """Make low-quality images of files; those that cannot be read are passed over and named.
+
+    Args:
+        jobs: from `plan`.
+        kind: which pipeline.
+        seed: with the number of the picture it decides what is drawn.
+
+    Raises:
+        UserError: no file could be read.
+    """
+    numbers = {job.source: index for index, job in enumerate(jobs)}
+
+    def work(path: Path) -> None:
+        high = to_tensor(path)[None]
+        height, width = (side // 4 * 4 for side in high.shape[-2:])
+        if not height or not width:
+            raise UserError(f"{path}: smaller than 4 pixels")
+        low = degrade(high[..., :height, :width], kind, [(seed, numbers[path])])
+        write_image(jobs[numbers[path]].target, low[0].movedim(0, -1).numpy())
+
+    return work_on_files(track(list(numbers), "degrading"), work, alone=len(jobs) == 1)

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from tadsr.recipes import Layout
 from tenfold import UserError
 from tenfold.data import pair_files
 from tenfold.images import list_images
-
-Layout = Literal["auto", "hr", "imagenet-test", "realsr", "realset65", "celeba-test"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,13 @@ class Entry:
     name: str
     low: Path | None
     high: Path | None
+
+    @property
+    def file(self) -> Path:
+        """What stands for the picture in reports: the low-quality file where there is one."""
+        found = self.low or self.high
+        assert found is not None
+        return found
 
 
 def read_set(root: Path, layout: Layout = "auto") -> list[Entry]:

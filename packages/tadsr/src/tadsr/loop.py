@@ -7,25 +7,26 @@ was not, and several processes share each batch of the one-process run.
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tadsr.architectures import in_fast_layout
 from tadsr.data import CropDraws, generator_of, remember_folders, training_pictures
 from tadsr.degradation import degrade
 from tadsr.recipes import TrainConfig
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_metadata, read_tensors, write_tensors
+from tenfold.files import atomic_folder
 from tenfold.runs import RunFolder, autocast, has_fast_bf16, pick_device, track
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -161,13 +162,12 @@ def fit(
     )
     if accelerator.is_main_process:
         RunFolder.create(out, config, resume)
-        remember_folders(out, folders)
     accelerator.wait_for_everyone()
     run = RunFolder(out)
     for module in trainee.modules().values():
-        module.to(place).to(memory_format=torch.channels_last)
+        in_fast_layout(module.to(place))
     checkpoint = run.checkpoints / "last.safetensors"
-    first = restore(checkpoint, trainee) if checkpoint.exists() else 0
+    first = restore(checkpoint, trainee, config.steps) if checkpoint.exists() else 0
     if accelerator.is_main_process:
         run.rewind(first)
     trainee.prepare(accelerator)
@@ -177,8 +177,10 @@ def fit(
     def keep() -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            # Only now, so that a run which never got so far leaves no trace when it is refused.
+            remember_folders(out, folders)
             save(checkpoint, trainee, step)
-            trainee.export(run.path / "model")
+            _export(trainee, run.path / "model")
         accelerator.wait_for_everyone()
 
     for batch in _batches(draws, config, first, accelerator, place):
@@ -197,10 +199,21 @@ def fit(
         if saves:
             keep()
     keep()
-    values = {name: accelerator.reduce(value, "mean").item() for name, value in logged.items()}
-    if accelerator.is_main_process and not run.is_finished:
+    # From the log, which has them too when the run was interrupted after its last step.
+    values = {name: value for name, value in run.lines()[-1].items() if name != "step"}
+    if accelerator.is_main_process:
         run.finish({"steps": step, **values})
     return values
+
+
+def _export(trainee: Trainee, folder: Path) -> None:
+    """Write the averaged network as a pipeline; the one that is there stays until the new one is whole."""
+    fresh = folder.with_name(f"{folder.name}-next")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with atomic_folder(fresh) as temporary:
+        trainee.export(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
 
 
 def _check_finite(values: dict[str, float], step: int, out: Path) -> None:
@@ -216,12 +229,16 @@ def _batches(
     share = config.batch_size // accelerator.num_processes
     start = accelerator.process_index * share
     rows = range(start, start + share)
-    plan = [[step * config.batch_size + row for row in rows] for step in range(first, config.steps)]
+
+    def draws_of(step: int) -> list[int]:
+        return [step * config.batch_size + row for row in rows]
+
+    plan = (draws_of(step) for step in range(first, config.steps))
     loader = DataLoader(draws, batch_sampler=plan, num_workers=config.workers)
-    watched = track(loader, "training", total=len(plan)) if accelerator.is_main_process else loader
+    watched = track(loader, "training", total=config.steps - first) if accelerator.is_main_process else loader
     for step, hr in enumerate(watched, start=first):
         hr = hr.to(device)
-        lr = degrade(hr, config.degradation, seeds=[(config.seed, index) for index in plan[step - first]])
+        lr = degrade(hr, config.degradation, seeds=[(config.seed, index) for index in draws_of(step)])
         yield Batch(hr * 2 - 1, lr * 2 - 1, rows, config.batch_size, step, config.seed)
 
 
@@ -233,32 +250,38 @@ def save(path: Path, trainee: Trainee, step: int) -> None:
     for name, optimiser in trainee.optimisers().items():
         for index, entries in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{name}.{index}.{key}": value for key, value in entries.items()}
-    with atomic_path(path) as temporary:
-        copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        save_file(copies, temporary, metadata={"progress": json.dumps({"step": step})})
+    write_tensors(path, tensors, {"progress": json.dumps({"step": step})})
 
 
-def restore(path: Path, trainee: Trainee) -> int:
-    """Read what `save` wrote; returns the number of steps done.
+def restore(path: Path, trainee: Trainee, steps: int) -> int:
+    """Read what `save` wrote.
+
+    Args:
+        path: the checkpoint.
+        trainee: takes its weights.
+        steps: of the whole recipe.
+
+    Returns:
+        The number of steps done.
 
     Raises:
-        UserError: the file is of other networks.
+        UserError: the file is damaged or of other networks.
     """
-    with safe_open(path, framework="pt") as file:
-        step = json.loads((file.metadata() or {})["progress"])["step"]
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-    try:
-        for name, module in {**trainee.modules(), "ema": trainee.ema}.items():
-            module.load_state_dict(_below(tensors, f"{name}."))
-        for name, optimiser in trainee.optimisers().items():
-            state = optimiser.state_dict()
-            entries: dict[int, dict[str, Any]] = {}
-            for key, value in _below(tensors, f"optimiser.{name}.").items():
-                index, entry = key.split(".", 1)
-                entries.setdefault(int(index), {})[entry] = value
-            optimiser.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]})") from None
+    tensors, metadata = read_tensors(path)
+    step = read_metadata(metadata, "progress", path).get("step")
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 < step <= steps:
+        raise UserError(f"{path}: is of step {step!r}, this run has 1 to {steps}")
+    for name, module in {**trainee.modules(), "ema": trainee.ema}.items():
+        load_weights(module, _below(tensors, f"{name}."), path)
+    for name, optimiser in trainee.optimisers().items():
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(tensors, f"optimiser.{name}.").items():
+            index, _, entry = key.partition(".")
+            entries.setdefault(int(index) if index.isdecimal() else -1, {})[entry] = value
+        groups = optimiser.state_dict()["param_groups"]
+        if entries.keys() - set(groups[0]["params"]):
+            raise UserError(f"{path}: its optimiser has other parameters than {name}")
+        optimiser.load_state_dict({"state": entries, "param_groups": groups})
     return step
 
 

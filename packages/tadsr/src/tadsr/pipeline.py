@@ -7,22 +7,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import logging
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tadsr.architectures import Autoencoder, Network, latent_factor
-from tadsr.colour import ColourFix, fix_colours
+from tadsr.architectures import Autoencoder, Network, in_fast_layout, latent_factor
+from tadsr.colour import fix_colours
 from tadsr.diffusion import Latent, ResShiftScheduler, ancestral_sample, one_step_sample, teacher_solve
+from tadsr.loading import FILES, INDEX, read_pipeline
+from tadsr.recipes import ColourFix, Sampler
 from tadsr.resampling import enlarge
 from tadsr.tiling import pad_to_multiple, run_tiled
 from tenfold import UserError
+from tenfold.hub import model_folder
 from tenfold.runs import autocast, has_fast_bf16
 
 SHIPPED = {"fidelity": ("fidelity", 1), "perceptual": ("perceptual", 1), "teacher": ("teacher", 0)}
 """Names of shipped models: the folder of the weights, and the network calls by default."""
-Sampler = Literal["auto", "one_step", "ddim", "ancestral"]
 Picture = Image.Image | np.ndarray | Tensor
 
 
@@ -48,41 +49,64 @@ class TADSRPipeline(DiffusionPipeline):
         steps: int = 1,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+        # Here, so that a pipeline computes the same however it came about.
+        self.register_modules(unet=in_fast_layout(unet), vae=in_fast_layout(vae), scheduler=scheduler)
         self.register_to_config(scale=scale, steps=steps)
         self.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(cls, model: str | Path = "fidelity") -> "TADSRPipeline":
+    def load(cls, model: str | Path = "fidelity", revision: str | None = None) -> "TADSRPipeline":
         """A shipped model by name, a folder of `save_pretrained` or of a run, or a model of the Hub.
 
+        Args:
+            model: its name or folder.
+            revision: branch, tag or commit of a model of the Hub.
+
         Raises:
-            UserError: no such model, or a folder that holds another one.
+            UserError: no such model, a damaged one, or a folder that holds another.
         """
-        place, steps = Path(model), None
         if str(model) in SHIPPED:
-            folder, steps = SHIPPED[str(model)]
-            place = Path(__file__).parent / "weights" / folder
-        elif (place / "model" / "model_index.json").is_file():
-            place = place / "model"
-        if place.is_dir() and not (place / "model_index.json").is_file():
-            raise UserError(
-                f"{model}: holds no model (no model_index.json); give one of {', '.join(SHIPPED)} or a run folder"
-            )
-        logging.disable_progress_bar()
-        try:
-            pipeline = cls.from_pretrained(place if place.is_dir() else str(model))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{model}: cannot be loaded as a tadsr model ({reason})") from None
-        if not isinstance(pipeline, cls):
-            raise UserError(f"{model}: is a {type(pipeline).__name__}, not a tadsr model")
-        if steps is not None:
-            pipeline.register_to_config(steps=steps)
-        # Convolutions are about twice as fast in this layout on a CPU.
-        for module in (pipeline.unet, pipeline.vae):
-            module.to(memory_format=torch.channels_last)
-        return pipeline
+            if revision is not None:
+                raise UserError(f"{model}: comes with this package; --revision is for models of the Hub")
+            name, steps = SHIPPED[str(model)]
+            parts = read_pipeline(Path(__file__).parent / "weights" / name)
+            parts["steps"] = steps
+            return cls(**parts)
+        folder = model_folder(model, revision, FILES)
+        if (folder / "model" / INDEX).is_file():
+            folder = folder / "model"
+        if not (folder / INDEX).is_file():
+            raise UserError(f"{model}: holds no model (no {INDEX}); give one of {', '.join(SHIPPED)} or a run folder")
+        return cls(**read_pipeline(folder))
+
+    @classmethod
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options: diffusers' loader imports what a file names
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "TADSRPipeline":
+        """`load` under diffusers' name.
+
+        Args:
+            pretrained_model_name_or_path: as `model` of `load`.
+            revision: as there.
+            torch_dtype: of the weights.
+        """
+        return cls.load(pretrained_model_name_or_path, revision).to(torch_dtype)
+
+    def steps_of(self, wanted: int | None) -> int:
+        """How many network calls: the model's own number for None, its whole chain for 0.
+
+        Raises:
+            UserError: more than the chain has, or fewer than none.
+        """
+        total = self.scheduler.last + 1
+        steps = (self.config.steps if wanted is None else wanted) or total
+        if not 1 <= steps <= total:
+            raise UserError(f"steps {steps}: this model has 1 to {total}")
+        return steps
 
     @torch.no_grad()
     def __call__(
@@ -118,11 +142,7 @@ class TADSRPipeline(DiffusionPipeline):
         """
         if scale not in (None, self.config.scale):
             raise UserError(f"scale {scale}: this model enlarges {self.config.scale} times")
-        total = self.scheduler.last + 1
-        steps = self.config.steps if num_inference_steps is None else num_inference_steps
-        steps = steps or total
-        if not 1 <= steps <= total:
-            raise UserError(f"steps {steps}: this model has 1 to {total}")
+        steps = self.steps_of(num_inference_steps)
         generator = generator or torch.Generator().manual_seed(12345)
         chosen: Sampler = sampler if sampler != "auto" else ("one_step" if steps == 1 else "ddim")
         pictures = image if isinstance(image, Sequence) else [image]

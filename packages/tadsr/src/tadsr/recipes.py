@@ -1,4 +1,4 @@
-"""Configurations of the two trainings: every number of the papers' recipes, and the presets' place."""
+"""What can be chosen: every number of the papers' recipes, and how pictures are enlarged. Nothing here loads torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,11 @@ from typing import Literal
 from cyclopts import Parameter
 
 from tenfold import UserError
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, Size, check_fields
 
+Layout = Literal["auto", "hr", "imagenet-test", "realsr", "realset65", "celeba-test"]
+Sampler = Literal["auto", "one_step", "ddim", "ancestral"]
+ColourFix = Literal["none", "wavelet", "adain"]
 Degradation = Literal["bicubic", "train", "imagenet-test", "faces"]
 Family = Literal["realsrx4", "realsrx4-s4", "bicsrx4", "faceir"]
 """Families of public checkpoints."""
@@ -17,8 +21,36 @@ def scale_of(degradation: Degradation) -> int:
     return 1 if degradation == "faces" else 4
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+LONGEST_CHAIN = 10_000
+"""Steps that a chain may have."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How pictures are enlarged.
+
+    Attributes:
+        steps: Network calls; the model's own number by default, 0 for its whole chain.
+        sampler: auto, one_step, ddim or ancestral.
+        tile: Side of the tiles in input pixels; 0 for the whole picture at once.
+        overlap: Of neighbouring tiles, in input pixels.
+        colour_fix: none, wavelet or adain.
+        seed: Of the noise.
+    """
+
+    steps: Size | None = None
+    sampler: Sampler = "auto"
+    tile: Size = 512
+    overlap: Size = 64
+    colour_fix: ColourFix = "none"
+    seed: Seed = 12345
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, and an overlap that leaves a tile nothing of its own."""
+        check_fields(self)
+        if self.tile and self.overlap >= self.tile:
+            raise UserError(f"--tile {self.tile} --overlap {self.overlap}: the overlap must be smaller than the tile")
 
 
 @dataclass(frozen=True)
@@ -41,19 +73,19 @@ class TrainConfig:
         workers: Processes that decode pictures; 0 keeps decoded pictures in memory.
     """
 
-    steps: int = 30_000
-    batch_size: int = 64
-    crop: int = 256
+    steps: Count = 30_000
+    batch_size: Count = 64
+    crop: Count = 256
     cropping: Literal["rescaled", "native"] = "rescaled"
-    learning_rate: float = 5e-5
-    warmup: int = 5_000
+    learning_rate: Positive = 5e-5
+    warmup: Size = 5_000
     decay: Literal["constant", "cosine"] = "constant"
-    ema: float = 0.999
+    ema: Share = 0.999
     degradation: Degradation = "train"
     precision: Literal["auto", "float32"] = "auto"
-    seed: int = 123456
-    save_every: int = 500
-    workers: int = 0
+    seed: Seed = 123456
+    save_every: Count = 500
+    workers: Size = 0
 
     @property
     def scale(self) -> int:
@@ -62,16 +94,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use."""
-        for name in ("steps", "batch_size", "crop", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("warmup", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{_option(name)} {getattr(self, name)}: must not be negative")
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning-rate {self.learning_rate}: must be positive")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema}: must be at least 0 and below 1")
+        check_fields(self)
+        if self.ema == 1:
+            raise UserError("--ema 1: the average would never move; it must be below 1")
         if self.crop % 4:
             raise UserError(f"--crop {self.crop}: not a multiple of 4")
 
@@ -88,16 +113,14 @@ class TeacherConfig(TrainConfig):
     """
 
     network: Literal["tiny", "compact", "swin", "paper", "paper-faces"] = "paper"
-    timesteps: int = 15
-    min_noise_level: float = 0.04
+    timesteps: Count = 15
+    min_noise_level: OpenShare = 0.04
 
     def __post_init__(self) -> None:
         """Refuse chains that are none, and networks for another scale."""
         super().__post_init__()
-        if self.timesteps < 2:
-            raise UserError(f"--timesteps {self.timesteps}: a chain has at least 2 steps")
-        if not 0 < self.min_noise_level < 1:
-            raise UserError(f"--min-noise-level {self.min_noise_level}: must be between 0 and 1")
+        if not 2 <= self.timesteps <= LONGEST_CHAIN:
+            raise UserError(f"--timesteps {self.timesteps}: a chain has 2 to {LONGEST_CHAIN} steps")
         if (self.network == "paper-faces") != (self.degradation == "faces"):
             raise UserError(
                 f"--network {self.network} does not fit --degradation {self.degradation}: faces need paper-faces, and only they"
@@ -126,25 +149,13 @@ class DistillConfig(TrainConfig):
 
     method: Literal["tad-sr", "sinsr", "regression", "sds", "vsd"] = "tad-sr"
     target: Literal["teacher", "ground-truth"] = "teacher"
-    lambda_reg: float = 1.0
-    lambda_hsd: float = 1.0
-    lambda_adv: float = 0.02
-    hsd_t_max: int = 3
+    lambda_reg: NonNegative = 1.0
+    lambda_hsd: NonNegative = 1.0
+    lambda_adv: NonNegative = 0.02
+    hsd_t_max: Count = 3
     discriminator: Literal["time-aware", "vanilla", "multiple"] = "time-aware"
-    logits: int = 64
-    discriminator_lr: float = 5e-5
+    logits: Count = 64
+    discriminator_lr: Positive = 5e-5
     perturbation: Literal["normal", "uniform"] = "normal"
     double_scale: bool = False
     tap_reduction: Literal["all", "taps"] = "all"
-
-    def __post_init__(self) -> None:
-        """Refuse weights and sizes without meaning."""
-        super().__post_init__()
-        for name in ("lambda_reg", "lambda_hsd", "lambda_adv"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{_option(name)} {getattr(self, name)}: must not be negative")
-        for name in ("hsd_t_max", "logits"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
-        if not self.discriminator_lr > 0:
-            raise UserError(f"--discriminator-lr {self.discriminator_lr}: must be positive")

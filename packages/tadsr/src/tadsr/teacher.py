@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tadsr.architectures import Autoencoder, Network
+from tadsr.architectures import Autoencoder, Network, in_fast_layout
 from tadsr.diffusion import Denoiser, Latent, ResShiftScheduler, Times, predict
 from tadsr.loop import Batch, frozen_copy, update_ema
 from tadsr.pipeline import TADSRPipeline
@@ -73,8 +73,8 @@ class TeacherTraining:
     def prepare(self, accelerator: Accelerator) -> None:
         """Wrap the network for several processes."""
         device = next(self.unet.parameters()).device
-        self.vae.to(device)
-        self.ema.to(device)
+        for module in (self.vae, self.ema):
+            in_fast_layout(module.to(device))
         self._called = accelerator.prepare(self.unet)
 
     def step(self, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
