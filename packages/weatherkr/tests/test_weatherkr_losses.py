@@ -162,9 +162,13 @@ def test_with_the_old_network_only_the_contrast_is_left_of_the_replay_loss(golde
         replay = Replay(m, target, projector(f))
     x, y = torch.rand(2, 1, 3, 32, 36)
     terms = Objective(new, Weights(), contrast, projector)(x, y, replay)
-    # One pass over new and stored patches may round otherwise than a pass over the stored ones.
-    assert terms.old_l1.item() == pytest.approx(0, abs=1e-6)
-    assert terms.projection.item() == pytest.approx(0, abs=1e-6)
+    # One pass over new and stored patches may round otherwise than a pass over the stored ones, and how differs between
+    # processors: each of the network's 12 convolutions in a row sums 9 * 64 products, whose rounding grows as the root of their
+    # number. A wrong patch or target is off by tenths of the values.
+    rounding = 12 * math.sqrt(9 * 64) * torch.finfo(torch.float32).eps
+    assert terms.old_l1.item() <= rounding * target.abs().max().item()
+    # The projector averages channels: its values are no larger than the features that it is given.
+    assert terms.projection.item() <= rounding * f.abs().max().item()
     d = level_distances(contrast.extractor(target), contrast.extractor(m))
     expected = (torch.nn.functional.softplus(-d / 0.5) * torch.tensor(LEVEL_WEIGHTS)).sum()
     assert terms.old_contrast.item() == pytest.approx(expected.item(), abs=1e-5)
