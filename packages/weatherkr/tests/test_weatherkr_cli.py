@@ -3,24 +3,26 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from tenfold.cli import examples_of, run
 from weatherkr.cli import app
 from weatherkr.network import WeatherNet
 from weatherkr.state import LearnerState, newest_state
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
 @dataclass(frozen=True)
@@ -85,61 +87,56 @@ def test_every_example_runs_as_printed(answers: dict[str, Answer], place: Path) 
     assert "patches of haze" in history
 
 
-def test_a_process_of_its_own_trains_judges_and_resumes(place: Path) -> None:
-    arguments = [
-        "train",
-        "--task",
-        "haze=synth:photos",
-        "--val",
-        "haze=synth:photos",
-        "--out",
-        "runs/judged",
-        "--preset",
-        "tiny",
-        "--steps",
-        "3",
-    ]
-    command = [sys.executable, "-m", "weatherkr", *arguments]
-    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def test_training_judges_and_is_read_again(place: Path) -> None:
+    line = "train --task haze=synth:photos --val haze=synth:photos --out runs/judged --preset tiny --steps 3"
+    done = weatherkr(place, *line.split())
     assert done.returncode == 0, done.stderr
     assert "| after haze |" in done.stdout
-    again = weatherkr(place, *arguments, "--resume")
+    again = weatherkr(place, *line.split(), "--resume")
     assert again.stdout == done.stdout
-    refused = weatherkr(place, *arguments)
+    refused = weatherkr(place, *line.split())
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "--resume" in refused.stderr
 
 
+def test_the_module_is_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "weatherkr", "restor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def in_two_processes(work: Callable[[], None]) -> None:
+    """Do the same in two forked processes that find each other as torchrun's do: new ones would import torch anew."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> None:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work()
+        assert torch.distributed.get_world_size() == 2
+        torch.distributed.destroy_process_group()
+
+    workers = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(2)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(300)
+    assert [each.exitcode for each in workers] == [0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have used torch")
 def test_two_processes_learn_what_one_does(place: Path) -> None:
-    arguments = [
-        "train",
-        "--task",
-        "haze=synth:photos",
-        "--task",
-        "rain=synth:photos",
-        "--preset",
-        "tiny",
-        "--steps",
-        "3",
-        "--precision",
-        "float32",
-        "--device",
-        "cpu",
-    ]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "2",
-        "--cpu",
-        "--num_machines",
-        "1",
-    ]
-    rest = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29617", "-m", "weatherkr"]
-    command = [*launch, *rest, *arguments, "--out", "runs/two"]
-    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    line = "train --task haze=synth:photos --task rain=synth:photos --preset tiny --steps 3 --precision float32 --device cpu"
+    arguments = line.split()
+
+    def learn() -> None:
+        answer = weatherkr(place, *arguments, "--out", "runs/two")
+        assert answer.returncode == 0, answer.stderr
+
+    in_two_processes(learn)
     assert weatherkr(place, *arguments, "--out", "runs/one").returncode == 0
     one, two = (LearnerState.load(newest_state(place / "runs" / name)) for name in ("one", "two"))
     assert one.memory.fingerprint() == two.memory.fingerprint()
@@ -176,7 +173,9 @@ def bad(place: Path) -> Path:
         ("restore bad/truncated.png --out o1", "truncated"),
         ("restore bad/text.png --out o1", "not a picture"),
         ("restore photos --out rainy.jpg", "is a file"),
-        ("restore rainy.jpg --out rainy.jpg", "is the input"),
+        ("restore rainy.jpg --out rainy.jpg", "is an input"),
+        ("restore rainy.jpg --out rainy.jpg --overwrite", "is an input"),
+        ("restore rainy.jpg --out o1 --quality 0", "--quality"),
         ("restore rainy.jpg --out o1 --tile big", "--tile big"),
         ("restore rainy.jpg --out o1 --model none", "no such folder"),
         ("restore rainy.jpg --out o1 --model bad/other", "of another network"),
@@ -187,7 +186,9 @@ def bad(place: Path) -> Path:
         ("train --task haze --out o1 --preset tiny", "write a task as"),
         ("train --task haze=synth:photos --out photos --preset tiny", "choose another --out"),
         ("train --task haze=synth:photos --out o1 --preset huge", "tiny"),
-        ("train --task haze=synth:photos --out o1 --preset tiny --steps 0", "at least 1"),
+        ("train --task haze=synth:photos --out o1 --preset tiny --steps 0", "from 1 to"),
+        ("train --task haze=synth:photos --out o1 --preset tiny --dim 4", "dim 4"),
+        ("train --task ../haze=synth-haze:photos --out o1 --preset tiny", "file name"),
         ("train --task haze=synth:photos --out o1 --preset tiny --method magic", "magic"),
         ("train --task snow=synth:photos --out o1 --preset tiny --start bad/state", "neither a state nor a run"),
         ("train --task haze=synth:photos --out o3 --preset tiny --contrast vgg19 --vgg-weights none.pth", "none.pth"),
@@ -201,9 +202,13 @@ def bad(place: Path) -> Path:
         ("degrade none --out o1", "none"),
         ("degrade photos --out o1 --kind hail", "--kind hail"),
         ("degrade bad/truncated.png --out o1", "truncated"),
+        ("degrade photos --out o1 --scale 0", "above 0"),
+        ("eval --task haze=synth:photos --limit 0", "--limit"),
+        ("eval --task haze=synth:photos --out photos", "is a folder"),
+        ("export rainy.jpg/o1", "cannot write here"),
         ("export rainy.jpg", "exists"),
-        ("import-official rainy.jpg --out o1", "refused"),
-        ("import-official none.pk --out o1", "no such file"),
+        ("import-official rainy.jpg --out o1", "rainy.jpg: cannot read"),
+        ("import-official none.pk --out o1", "none.pk: cannot read"),
         ("demo --out rainy.jpg", "rainy.jpg"),
     ],
 )
@@ -219,11 +224,20 @@ def test_a_mistake_is_one_line(place: Path, bad: Path, arguments: str, message: 
     assert bad.exists()
 
 
-def test_a_folder_with_an_unreadable_picture_leaves_with_3(place: Path, bad: Path) -> None:
-    (place / "mixed").mkdir()
-    (place / "mixed" / "good.png").write_bytes((place / "photos" / "0.png").read_bytes())
-    (place / "mixed" / "bad.png").write_bytes((bad / "truncated.png").read_bytes())
-    answer = weatherkr(place, "restore", "mixed", "--out", "kept")
+@pytest.mark.parametrize(
+    ("verb", "made"),
+    [
+        ("restore", ["good.png"]),
+        ("degrade --kind haze", ["haze/README.txt", "haze/clean/good.png", "haze/degraded/good.png"]),
+    ],
+)
+def test_a_folder_with_an_unreadable_picture_leaves_with_3(place: Path, bad: Path, verb: str, made: list[str]) -> None:
+    mixed, kept = place / verb.split()[0] / "mixed", place / verb.split()[0] / "kept"
+    mixed.mkdir(parents=True)
+    (mixed / "good.png").write_bytes((place / "photos" / "0.png").read_bytes())
+    (mixed / "bad.png").write_bytes((bad / "truncated.png").read_bytes())
+    answer = weatherkr(place, *verb.split(), str(mixed), "--out", str(kept))
     assert answer.returncode == 3
-    assert "skipped: mixed/bad.png" in answer.stdout
-    assert [path.name for path in (place / "kept").iterdir()] == ["good.png"]
+    assert answer.stderr.count("\n") == 1
+    assert f"weatherkr: skipped: {mixed / 'bad.png'}" in answer.stderr
+    assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()) == made

@@ -89,6 +89,7 @@ def test_sizes_that_differ(tmp_path) -> None:
         ("haze=synth:nowhere", "nowhere"),
         ("rain=pairs:only", "two folders"),
         ("rain=csv:none.csv", r"none\.csv"),
+        ("a/b=synth-haze:photos", "file name"),
         ("rain=reside:.", "no folder hazy"),
     ],
 )
@@ -162,13 +163,17 @@ def test_windows_of_a_pair_agree_and_mixtures_share_equally() -> None:
 def test_paired_sets_from_photographs(tmp_path) -> None:
     picture(tmp_path / "in/a.jpg", 90, (64, 48))
     picture(tmp_path / "in/sub/b.png", 30, (32, 32))
-    assert write_pairs(tmp_path / "in", tmp_path / "out", ("rain", "haze"), seed=1) == 4
+    assert len(write_pairs(tmp_path / "in", tmp_path / "out", ("rain", "haze"), seed=1).results) == 2
     name, pairs = parse_pairs(f"rain=pairs:{tmp_path / 'out/rain/degraded'}:{tmp_path / 'out/rain/clean'}")
     assert (name, len(pairs)) == ("rain", 2)
     assert "seed 1" in (tmp_path / "out/rain/README.txt").read_text()
     write_pairs(tmp_path / "in", tmp_path / "again", ("rain",), seed=1)
     first, second = (np.asarray(Image.open(tmp_path / place / "rain/degraded/a.png")) for place in ("out", "again"))
     assert np.array_equal(first, second)
+    picture(tmp_path / "in/a.png", 90, (64, 48))
+    with pytest.raises(UserError, match="both would become"):
+        write_pairs(tmp_path / "in", tmp_path / "twins", ("rain",))
+    assert not (tmp_path / "twins").exists()
     for kinds, message in ((("rain",), "exists"), (("hail",), "--kind hail")):
         with pytest.raises(UserError, match=message):
             write_pairs(tmp_path / "in", tmp_path / "out", kinds)

@@ -96,7 +96,7 @@ def test_reading_normalises_eight_bit_patches_and_saving_keeps_them(tmp_path) ->
     assert again.patch == 4
     assert torch.equal(again.read_targets(index), memory.read_targets(index))
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(UserError, match="holds no memory"):
+    with pytest.raises(UserError, match=r"broken\.safetensors: is not a safetensors file"):
         ReplayMemory.load(tmp_path / "broken.safetensors")
 
 

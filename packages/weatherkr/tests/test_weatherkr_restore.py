@@ -127,7 +127,7 @@ def test_nothing_but_the_weather_is_lost(identity, tmp_path) -> None:
     (tmp_path / "in").mkdir()
     files = pictures(tmp_path / "in")
     report = restore_files(identity, tmp_path / "in", tmp_path / "out", precision="float32")
-    assert len(report.written) == len(files)
+    assert len(report.results) == len(files)
     for name, path in files.items():
         before, after = read_original(path), read_original(tmp_path / "out" / name)
         assert after.rgb.shape == before.rgb.shape, name
@@ -222,9 +222,19 @@ def test_model_folders(net, tmp_path) -> None:
     (tmp_path / "other" / "config.json").write_text((tmp_path / "m" / "config.json").read_text())
     with pytest.raises(UserError, match=r"pre\.0\.weight has shape \(16, 3, 3, 3\), expected \(8, 3, 3, 3\)"):
         load_model(tmp_path / "other")
-    (tmp_path / "m" / "config.json").write_text(json.dumps({"depth": 3}))
-    with pytest.raises(UserError, match="not the configuration"):
+    for wrong in ({"depth": 3}, {"dim": "x"}, {"dim": 8.5}, {"dim": -8}, {"residual": "none"}, [8, 1], {"dim": 9}):
+        (tmp_path / "m" / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"config\.json: .*not the configuration|of another network|need 8 to 4096"):
+            load_model(tmp_path / "m")
+    # Nothing is allocated for what a configuration promises and the weights do not hold.
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"dim": 4096, "blocks": 20}))
+    with pytest.raises(UserError, match="of another network"):
         load_model(tmp_path / "m")
+    damaged = WeatherNet(8, 1)
+    damaged.post[1].weight.data[0] = torch.nan
+    damaged.save_pretrained(tmp_path / "damaged")
+    with pytest.raises(UserError, match="other things than finite numbers"):
+        load_model(tmp_path / "damaged")
     (tmp_path / "empty").mkdir()
     for place, message in ((tmp_path / "empty", "config.json"), (tmp_path / "none", "no such folder")):
         with pytest.raises(UserError, match=message):
@@ -270,8 +280,8 @@ def test_exports_agree_and_official_checkpoints_are_read(net, tmp_path) -> None:
     for name, message in (
         ("ffanet.pk", "post.0.weight"),
         ("other.pk", "no tensor pre.0.weight"),
-        ("code.pk", "refused"),
-        ("none.pk", "no such file"),
+        ("code.pk", "could run code"),
+        ("none.pk", "No such file"),
     ):
         with pytest.raises(UserError, match=message):
             import_official(tmp_path / name)
@@ -284,7 +294,7 @@ def test_folders_skip_what_cannot_be_read_and_refuse_to_overwrite(net, tmp_path)
     Image.new("RGB", (20, 18), (90, 80, 70)).save(source / "sub" / "good.gif")
     (source / "broken.png").write_bytes((source / "good.png").read_bytes()[:60])
     report = restore_files(net, source, tmp_path / "out", suffix="_clear", compare=True)
-    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in report.written) == [
+    assert sorted(each.target.relative_to(tmp_path / "out").as_posix() for each in report.results.values()) == [
         "good_clear.png",
         "sub/good_clear.png",
     ]
@@ -293,8 +303,15 @@ def test_folders_skip_what_cannot_be_read_and_refuse_to_overwrite(net, tmp_path)
     assert "broken.png" in report.skipped[0]
     with pytest.raises(UserError, match="exists"):
         restore_files(net, source, tmp_path / "out", suffix="_clear")
-    with pytest.raises(UserError, match="is the input"):
+    with pytest.raises(UserError, match="is an input"):
         restore_files(net, source / "good.png", source)
+    Image.new("RGB", (20, 18)).save(source / "good_compare.png")
+    with pytest.raises(UserError, match="both would become"):
+        restore_files(net, source, tmp_path / "two", compare=True)
+    (tmp_path / "bright.png").write_bytes((source / "good.png").read_bytes())
+    (tmp_path / "link.png").symlink_to(tmp_path / "bright.png")
+    with pytest.raises(UserError, match="is an input"):
+        restore_files(net, tmp_path / "bright.png", tmp_path / "link.png", overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         restore_files(net, source, source / "good.png")
     with pytest.raises(UserError, match=r"broken\.png"):

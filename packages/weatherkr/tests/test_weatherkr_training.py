@@ -1,5 +1,6 @@
 """Learning in sequence: resumed equals uninterrupted, cached equals live, methods, memory, projector (section 14: 5, 8, 9, 19, 22, 24, 26)."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.config import load_preset
 from weatherkr.batches import StepBatches
+from weatherkr.checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
 from weatherkr.comparing import compare, comparison_rows
 from weatherkr.curves import curves_svg
 from weatherkr.learning import carry_over, learn_task
@@ -19,7 +22,7 @@ from weatherkr.objective import Objective, Weights
 from weatherkr.pairs import TensorPairs
 from weatherkr.projector import PCAProjector
 from weatherkr.recipe import METHODS, TrainConfig
-from weatherkr.state import LearnerState, newest_state, resolve_state
+from weatherkr.state import LearnerState, load_projector, newest_state, resolve_state, save_projector
 from weatherkr.tasks import Task
 from weatherkr.teacher import CachedTeacher, LiveTeacher, Teacher
 from weatherkr.training import train
@@ -212,8 +215,18 @@ def test_states_survive_the_disk(after_first, tmp_path) -> None:
     assert isinstance(again.projector, PCAProjector)
     assert again.memory.fingerprint() == after_first.memory.fingerprint()
     assert again.report == after_first.report
-    (tmp_path / "s" / "history.json").write_text("{}")
-    with pytest.raises(UserError, match=r"history\.json"):
+    score = {"psnr": "x", "ssim": 0, "input_psnr": 0, "input_ssim": 0, "pictures": 1}
+    for wrong in (
+        "{}",
+        "[]",
+        '{"protocol": "y8", "tasks": ["a"], "rows": []}',
+        json.dumps({"protocol": "y8", "tasks": ["a"], "rows": [{"a": score}]}),
+    ):
+        (tmp_path / "s" / "history.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"history\.json"):
+            LearnerState.load(tmp_path / "s")
+    (tmp_path / "s" / "history.json").unlink()
+    with pytest.raises(UserError, match="holds no history"):
         LearnerState.load(tmp_path / "s")
     with pytest.raises(UserError, match="neither a state nor a run"):
         resolve_state(tmp_path)
@@ -221,6 +234,60 @@ def test_states_survive_the_disk(after_first, tmp_path) -> None:
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot write here"):
         after_first.save(blocked / "s")
+
+
+def test_parts_of_another_learner_are_named(after_first, tmp_path) -> None:
+    after_first.save(tmp_path / "s")
+    memory = tmp_path / "s" / "memory.safetensors"
+    tensors, metadata = read_tensors(memory)
+    about = json.loads(metadata["memory"])
+    for change, message in (
+        ({"capacity": "many"}, "capacity"),
+        ({"tasks": [{"name": "haze", "indices": [1]}]}, "not what its list says"),
+        ({"tasks": [{"name": "rain", "indices": about["tasks"][0]["indices"]}] * 2}, "not what its list says"),
+        ({"tasks": 3}, "tasks"),
+    ):
+        write_tensors(memory, tensors, {"memory": json.dumps(about | change)})
+        with pytest.raises(UserError, match=message):
+            ReplayMemory.load(memory)
+    write_tensors(memory, tensors, {"other": "x"})
+    with pytest.raises(UserError, match="holds no memory"):
+        ReplayMemory.load(memory)
+    save_projector(PCAProjector(12, 4), tmp_path / "p.safetensors")
+    with pytest.raises(UserError, match="takes 12 channels"):
+        load_projector(tmp_path / "p.safetensors", 36)
+    write_tensors(
+        tmp_path / "p.safetensors",
+        PCAProjector(36, 4).state_dict(),
+        {"projector": '{"kind": "pca", "channels": 36, "rank": 5}'},
+    )
+    with pytest.raises(UserError, match="basis"):
+        load_projector(tmp_path / "p.safetensors", 36)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path) -> None:
+    net = WeatherNet(8, 1, "image")
+    optimiser = torch.optim.Adam(net.parameters())
+    path = tmp_path / "task.safetensors"
+    assert read_progress(path) is None
+    save_checkpoint(path, net, optimiser, None, Progress(0))
+    assert load_checkpoint(path, 0, net, optimiser) == (Progress(0), None), "before its first step Adam keeps nothing"
+    net(torch.rand(1, 3, 8, 8)).sum().backward()
+    optimiser.step()
+    save_checkpoint(
+        path, net, optimiser, {name: value.clone() for name, value in net.state_dict().items()}, Progress(0, 3)
+    )
+    tensors, metadata = read_tensors(path)
+    for name in ("optimiser.0.exp_avg", "best.pre.0.weight", "net.pre.0.weight"):
+        write_tensors(path, {key: value for key, value in tensors.items() if key != name}, metadata)
+        with pytest.raises(UserError, match=r"task\.safetensors"):
+            load_checkpoint(path, 0, net, optimiser)
+    write_tensors(path, tensors, {"progress": '{"number": "x"}'})
+    with pytest.raises(UserError, match="delete it"):
+        read_progress(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"task\.safetensors"):
+        load_checkpoint(path, 0, net, optimiser)
 
 
 def test_methods_side_by_side(config, tasks) -> None:
@@ -246,7 +313,18 @@ def test_workers_change_nothing(config, tasks) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"crop": 8}, {"learning_rate": 0.0}, {"alpha": -1.0}, {"memory": 0}, {"method": "magic"}],
+    [
+        {"steps": 0},
+        {"crop": 8},
+        {"learning_rate": 0.0},
+        {"alpha": -1.0},
+        {"memory": 0},
+        {"method": "magic"},
+        {"crop": 10**6},
+        {"dim": 10**6},
+        {"alpha": float("nan")},
+        {"seed": -1},
+    ],
 )
 def test_impossible_recipes_are_refused(wrong) -> None:
     with pytest.raises(UserError):

@@ -2,18 +2,20 @@
 
 import json
 import math
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tenfold.files import atomic_path
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
+from tenfold.errors import UserError
 from weatherkr.network import WeatherNet
-from weatherkr.state import fill, read_tensors
+from weatherkr.state import fill
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What Adam keeps of each weight."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,29 @@ def save_checkpoint(
     tensors |= {f"best.{name}": value for name, value in (best or {}).items()}
     for index, entries in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in entries.items()}
-    with atomic_path(path) as temporary:
-        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
 
 
 def read_progress(path: Path) -> Progress | None:
-    """How far a checkpoint is; None where there is none."""
-    if not path.is_file():
-        return None
-    with safe_open(path, "pt") as file:
-        return Progress(**json.loads(file.metadata()["progress"]))
+    """How far a checkpoint is; None where there is none.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    return _progress(read_tensors(path)[1], path) if path.is_file() else None
+
+
+def _progress(metadata: Mapping[str, str], path: Path) -> Progress:
+    found = read_metadata(metadata, "progress", path)
+    # Scores may be infinite, as they are before any evaluation.
+    kinds = {each.name: float if each.name in ("best_psnr", "best_ssim") else int for each in fields(Progress)}
+    if {name: type(value) for name, value in found.items()} != kinds:
+        raise _damaged(path)
+    return Progress(**found)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: is no checkpoint of this run, or damaged; delete it to learn the task anew")
 
 
 def load_checkpoint(
@@ -71,19 +85,39 @@ def load_checkpoint(
         Progress and best weights; None where there is no checkpoint of this task.
 
     Raises:
-        UserError: a checkpoint of another network.
+        UserError: a damaged checkpoint, or one of another network.
     """
-    progress = read_progress(path)
-    if progress is None or progress.number != number:
+    if not path.is_file():
         return None
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in read_tensors(path).items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = value
-    fill(net, parts["net"], path)
-    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in parts["optimiser"].items():
-        index, entry = name.split(".")
-        state[int(index)][entry] = value
-    optimiser.load_state_dict({"state": dict(state), "param_groups": optimiser.state_dict()["param_groups"]})
-    return progress, dict(parts["best"]) or None
+    tensors, metadata = read_tensors(path)
+    progress = _progress(metadata, path)
+    if progress.number != number:
+        return None
+    fill(net, _part(tensors, "net"), path)
+    best = _part(tensors, "best")
+    parameters = optimiser.param_groups[0]["params"]
+    state = {
+        index: {
+            name: tensors[f"optimiser.{index}.{name}"] for name in _MOMENTS if f"optimiser.{index}.{name}" in tensors
+        }
+        for index in range(len(parameters))
+    }
+    own = net.state_dict()
+    if best and {name: value.shape for name, value in best.items()} != {name: each.shape for name, each in own.items()}:
+        raise _damaged(path)
+    for index, parameter in enumerate(parameters):
+        shapes = (parameter.shape, parameter.shape, torch.Size())
+        # Before its first step Adam keeps nothing.
+        if state[index] and [state[index].get(name, parameter.new_empty(0)).shape for name in _MOMENTS] != [*shapes]:
+            raise _damaged(path)
+    optimiser.load_state_dict(
+        {
+            "state": {index: kept for index, kept in state.items() if kept},
+            "param_groups": optimiser.state_dict()["param_groups"],
+        }
+    )
+    return progress, best or None
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}

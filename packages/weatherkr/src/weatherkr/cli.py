@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from tenfold import UserError
-from tenfold.cli import EXIT_LIMIT_BROKEN, Paper, RunOptions, create_app, run, verb
+from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.options import Count, Positive, Seed
 from weatherkr.recipe import TrainConfig
 
 PAPER = Paper(
@@ -47,14 +49,14 @@ def restore(
     precision: Precision = "auto",
     device: str = "auto",
     suffix: str = "",
-    quality: int = 95,
+    quality: Annotated[int, Parameter(validator=Number(gte=1, lte=100))] = 95,
     compare: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Remove haze, rain and snow from a picture or a folder of pictures.
 
-    Any size and aspect; orientation, EXIF, colour profile, alpha and 16 bits are kept. Leaves with 3 when some pictures of a
-    folder could not be read.
+    Any size and aspect; orientation, EXIF, colour profile, alpha and 16 bits are kept. Pictures of a folder that cannot be read
+    are named and passed over; it then leaves with 3.
 
     Args:
         source: A picture, or a folder.
@@ -67,7 +69,7 @@ def restore(
         suffix: Put before the ending of each new name.
         quality: Of JPEG and WebP, 1 to 100.
         compare: Also write each picture beside its restoration, as NAME_compare.png.
-        overwrite: Replace files that exist.
+        overwrite: Replace files that exist; never the pictures themselves.
     """
     import time
 
@@ -86,12 +88,11 @@ def restore(
         overwrite=overwrite,
         compare=compare,
     )
-    seconds, size = time.perf_counter() - started, report.pixels / 1e6
-    pictures = "1 picture" if len(report.written) == 1 else f"{len(report.written)} pictures"
+    seconds, size = time.perf_counter() - started, sum(each.pixels for each in report.results.values()) / 1e6
+    pictures = "1 picture" if len(report.results) == 1 else f"{len(report.results)} pictures"
     print(f"restored {pictures} ({size:.1f} MP) in {seconds:.1f} s -> {out}")
-    for reason in report.skipped:
-        print(f"skipped: {reason}")
-    return EXIT_LIMIT_BROKEN if report.skipped else 0
+    report.show_skipped("weatherkr")
+    return report.exit_code
 
 
 def _tile(text: str) -> int | Literal["auto", "off"]:
@@ -202,9 +203,9 @@ def eval(  # noqa: A001  # the verb's name
     task: Texts,
     model: str = "compact",
     protocol: Protocol = "official",
-    limit: int | None = None,
+    limit: Count | None = None,
     out: Out | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -226,13 +227,17 @@ def eval(  # noqa: A001  # the verb's name
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.files import write_text
+    from tenfold.files import check_writable, write_text
     from weatherkr.evaluation import evaluate
     from weatherkr.restoring import load_model
     from weatherkr.tasks import parse_pairs
 
     if not task:
         raise UserError("nothing to measure: name at least one --task")
+    if out is not None:
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; name a file for the scores")
+        check_writable(out)
     sets = [parse_pairs(text, seed=seed) for text in task]
     net = load_model(model, device)
     table = Table("task", "pictures", "degraded", "restored", "gain", title=f"PSNR in dB / SSIM, protocol {protocol}")
@@ -284,10 +289,12 @@ def degrade(
     out: Out = Path("degraded"),
     kind: Texts = ("haze", "rain", "snow", "raindrop"),
     setting: Setting = "standard",
-    seed: int = 0,
-    scale: float | None = None,
-) -> None:
+    seed: Seed = 0,
+    scale: Positive | None = None,
+) -> int:
     """Put weather on clean photographs: a paired set OUT/KIND/degraded, OUT/KIND/clean.
+
+    Pictures of a folder that cannot be read are named and passed over; it then leaves with 3.
 
     Args:
         source: A photograph, or a folder of them.
@@ -299,8 +306,10 @@ def degrade(
     """
     from weatherkr.degrading import write_pairs
 
-    count = write_pairs(source, out, kind, setting, seed, scale)
-    print(f"{count} pairs of {', '.join(kind)} -> {out}")
+    report = write_pairs(source, out, kind, setting, seed, scale)
+    print(f"{len(report.results)} pairs each of {', '.join(dict.fromkeys(kind))} -> {out}")
+    report.show_skipped("weatherkr")
+    return report.exit_code
 
 
 # ---------------------------------------------------------------------------------------------------------------- models
@@ -322,9 +331,10 @@ def export(
         file_format: safetensors: what restore and from_pretrained read; pt2: torch.export, any size; onnx: needs weatherkr[onnx].
         half: Store the weights in half precision.
     """
-    from weatherkr.exporting import export_model
+    from weatherkr.exporting import check_export, export_model
     from weatherkr.restoring import load_model
 
+    check_export(out, file_format, half)
     export_model(load_model(model, "cpu"), out, file_format, half)
     print(f"{model} -> {out}")
 
@@ -337,16 +347,17 @@ def import_official(checkpoint: Path, *, out: Out = Path("official")) -> None:
         checkpoint: ffa_best.pk.
         out: Folder for the model.
     """
-    from weatherkr.exporting import export_model
+    from weatherkr.exporting import check_export, export_model
     from weatherkr.exporting import import_official as read_official
 
+    check_export(out)
     net = read_official(checkpoint)
     export_model(net, out)
     print(f"dim {net.dim}, {net.blocks} blocks -> {out}")
 
 
 @verb(app, "weatherkr demo --out weatherkr-demo")
-def demo(*, out: Out = Path("weatherkr-demo"), seed: int = 0) -> None:
+def demo(*, out: Out = Path("weatherkr-demo"), seed: Seed = 0) -> None:
     """Put haze, rain and snow on photographs and remove it with the model that ships; no network, no data, seconds.
 
     Args:

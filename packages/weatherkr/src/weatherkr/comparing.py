@@ -55,6 +55,12 @@ def check_methods(methods: Sequence[str]) -> None:
             raise UserError(f"--method {name}: choose {', '.join(known)}")
 
 
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse tasks without validation pictures."""
+    if blind := [each.name for each in tasks if each.val is None]:
+        raise UserError(f"--val: tasks {', '.join(blind)} have no validation pictures; a comparison needs them")
+
+
 def compare(
     tasks: Sequence[Task],
     methods: Sequence[str],
@@ -75,8 +81,7 @@ def compare(
         UserError: a task without validation pictures, or an unknown method.
     """
     check_methods(methods)
-    if blind := [each.name for each in tasks if each.val is None]:
-        raise UserError(f"--val: tasks {', '.join(blind)} have no validation pictures; a comparison needs them")
+    check_tasks(tasks)
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
 
     def learn(state: LearnerState, task: Task, recipe: TrainConfig) -> LearnerState:

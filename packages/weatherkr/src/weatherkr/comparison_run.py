@@ -1,6 +1,5 @@
 """A comparison as a run folder: table, curves, pictures; a method that is done is not run again."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from tenfold.data import embedded_pictures, to_tensor
 from tenfold.errors import UserError
 from tenfold.files import write_text
 from tenfold.images import write_image
-from tenfold.runs import RunFolder, pick_device
-from weatherkr.comparing import Outcome, check_methods, compare, comparison_rows
+from tenfold.runs import RunFolder, pick_device, unlock_run
+from weatherkr.comparing import Outcome, check_methods, check_tasks, compare, comparison_rows
 from weatherkr.curves import curves_svg
 from weatherkr.pairs import SyntheticPairs, TensorPairs, centre_crop
 from weatherkr.randomness import generator
@@ -79,17 +78,20 @@ def compare_in_folder(
     if not methods:
         raise UserError("nothing to compare: name at least one --method")
     check_methods(methods)
+    where = pick_device(device)
     tasks = photograph_tasks(seed=config.seed) if tasks is None else tasks
+    check_tasks(tasks)
     record = ComparisonRecord(**asdict(config), task=tuple(each.name for each in tasks), methods=tuple(methods))
     folder = RunFolder.create(out, record, resume)
     if folder.is_finished:
-        return json.loads((out / "result.json").read_text(encoding="utf-8"))["table"]
+        unlock_run(out)
+        return _table(folder)
 
     def done(name: str, outcome: Outcome) -> None:
         scores = {f"psnr_{task}": score.psnr for task, score in outcome.final.items()}
         folder.log(method=name, average=outcome.average, forgetting=outcome.forgetting, **scores)
 
-    outcomes = compare(tasks, methods, config, pick_device(device), done)
+    outcomes = compare(tasks, methods, config, where, done)
     rows = comparison_rows(outcomes)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     rule = "|" + "---|" * len(rows[0])
@@ -103,6 +105,21 @@ def compare_in_folder(
         write_image(out / "pictures" / f"{task.name}.png", _picture(task, outcomes))
     folder.finish({"table": rows, "reports": {name: report.to_dict() for name, report in reports.items()}})
     return rows
+
+
+def _table(folder: RunFolder) -> list[list[str]]:
+    """The table of a finished comparison.
+
+    Raises:
+        UserError: its result is not what a comparison writes.
+    """
+    table = folder.result().get("table")
+    is_table = isinstance(table, list) and all(isinstance(row, list) for row in table)
+    if not is_table or not table or not all(isinstance(cell, str) for row in table for cell in row):
+        raise UserError(f"{folder.path / 'result.json'}: holds no table; it is damaged")
+    if any(len(row) != len(table[0]) for row in table):
+        raise UserError(f"{folder.path / 'result.json'}: the rows of its table differ in length; it is damaged")
+    return table
 
 
 @torch.inference_mode()

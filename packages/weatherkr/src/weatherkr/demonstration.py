@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.errors import UserError
+from tenfold.files import check_writable
 from tenfold.images import write_image
 from weatherkr.metrics import psnr, ssim
 from weatherkr.network import WeatherNet
@@ -36,6 +37,7 @@ def demonstrate(
     """
     if out.is_file():
         raise UserError(f"{out}: is a file; choose a folder for the pictures")
+    check_writable(out / f"{kinds[0]}.png")
     found = embedded_pictures()
     photographs = {name: _reduced(to_tensor(found[name])) for name in PICTURES}
     scores = {}

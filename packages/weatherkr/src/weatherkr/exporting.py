@@ -1,16 +1,18 @@
 """Models to other formats, and the official checkpoints to ours."""
 
 import importlib.util
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tenfold.checkpoints import read_state_dict
 from tenfold.errors import UserError
-from tenfold.files import atomic_path
+from tenfold.files import atomic_folder, atomic_path, check_writable
 from weatherkr.network import GROUPS, WeatherNet, normalize
-from weatherkr.state import fill
+from weatherkr.state import NetworkSizes, network_of
 
 Format = Literal["safetensors", "pt2", "onnx"]
 
@@ -45,15 +47,13 @@ def export_model(net: WeatherNet, out: Path, kind: Format = "safetensors", half:
         UserError: a place that exists already, or an extra that is missing.
     """
     net = net.cpu().eval()
-    if out.exists():
-        raise UserError(f"{out}: exists; choose another --out")
+    check_export(out, kind, half)
     if kind == "safetensors":
         stored = WeatherNet(net.dim, net.blocks, net.residual, net.shuffle)
         stored.load_state_dict(net.state_dict())
-        (stored.half() if half else stored).save_pretrained(out)
+        with atomic_folder(out) as temporary:
+            (stored.half() if half else stored).save_pretrained(temporary)
         return
-    if half:
-        raise UserError(f"--half: {kind} models keep float32 weights; use --format safetensors")
     height, width = (torch.export.Dim(name, min=2, max=4096) * net.shuffle for name in ("rows", "columns"))
     example = torch.rand(1, 3, 16 * net.shuffle, 24 * net.shuffle)
     with torch.no_grad():
@@ -65,9 +65,22 @@ def export_model(net: WeatherNet, out: Path, kind: Format = "safetensors", half:
             _write_onnx(program, temporary)
 
 
-def _write_onnx(program: "torch.export.ExportedProgram", path: Path) -> None:
-    if importlib.util.find_spec("onnxscript") is None:
+def check_export(out: Path, kind: Format = "safetensors", half: bool = False) -> None:
+    """Refuse an export that cannot be written, before a model is read for it.
+
+    Raises:
+        UserError: a place that exists already or cannot be written, half precision where there is none, or a missing extra.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists; choose another --out")
+    if half and kind != "safetensors":
+        raise UserError(f"--half: {kind} models keep float32 weights; use --format safetensors")
+    if kind == "onnx" and importlib.util.find_spec("onnxscript") is None:
         raise UserError("--format onnx: needs the extra weatherkr[onnx]")
+    check_writable(out)
+
+
+def _write_onnx(program: "torch.export.ExportedProgram", path: Path) -> None:
     torch.onnx.export(program, (), path, external_data=False, dynamo=True)
 
 
@@ -77,23 +90,14 @@ def import_official(path: Path) -> WeatherNet:
     Raises:
         UserError: missing, not loadable without running code from it, or of another network (FFA-Net's own do not fit).
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # whatever a wrong file makes the unpickler raise
-        raise UserError(
-            f"{path}: refused, it holds more than weights or is damaged ({str(error).splitlines()[0]})"
-        ) from None
-    weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(weights, dict) or "pre.0.weight" not in weights:
-        raise UserError(f"{path}: holds no weights of this network (no tensor pre.0.weight)")
+    weights = read_state_dict(path, ("model",))
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    deepest = max((int(name.split(".")[2]) for name in weights if name.startswith("g1.gp.")), default=1)
-    net = WeatherNet(weights["pre.0.weight"].shape[0], deepest)
-    if weights["post.0.weight"].shape[1] != GROUPS * net.dim:
+    if not {"pre.0.weight", "post.0.weight"} <= weights.keys() or weights["pre.0.weight"].ndim != 4:
+        raise UserError(f"{path}: holds no weights of this network (no tensor pre.0.weight)")
+    dim = weights["pre.0.weight"].shape[0]
+    if weights["post.0.weight"].shape[1:2] != (GROUPS * dim,):
         raise UserError(
             f"{path}: the tensor post.0.weight has shape {tuple(weights['post.0.weight'].shape)}; not this network"
         )
-    fill(net, weights, path)
-    return net.eval()
+    numbers = [int(found[1]) for name in weights if (found := re.match(r"g1\.gp\.(\d{1,6})\.", name))]
+    return network_of(NetworkSizes(dim, max(numbers, default=1)), weights, path)

@@ -1,6 +1,5 @@
 """Pairs as public sets lay them on disk: RESIDE OTS and SOTS, Rain100H/L, Rain1400, Snow100K, CSD, raindrops, two folders, a CSV."""
 
-import csv
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from tenfold.data import pair_files
 from tenfold.errors import UserError
 from tenfold.images import list_images
+from tenfold.reading import read_rows
 
 Files = list[tuple[Path, Path]]
 
@@ -109,13 +109,9 @@ def layout_files(layout: str, root: Path) -> Files:
 
 def csv_files(table: Path) -> Files:
     """Pairs named by a CSV with the columns input and target; relative paths start at the CSV's folder."""
-    try:
-        with table.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{table}: cannot read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    if not rows or not {"input", "target"} <= rows[0].keys():
-        raise UserError(f"{table}: needs the columns input and target, and at least one row")
+    rows = read_rows(table, ("input", "target"))
+    if not rows:
+        raise UserError(f"{table}: needs at least one row below its header")
     files = [(table.parent / row["input"], table.parent / row["target"]) for row in rows]
     missing = [str(path) for pair in files for path in pair if not path.is_file()]
     if missing:

@@ -11,12 +11,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
+from tenfold.config import from_dict
 from tenfold.errors import UserError
-from tenfold.files import atomic_path
+from tenfold.options import Count
 from weatherkr.network import normalize
 
 Policy = Literal["official", "exact"]
@@ -65,6 +65,24 @@ class Stored:
 def to_bytes(image: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
     """Round an image in [0, 1] to 8 bits."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _StoredRecord:
+    """What a memory's file says of one task."""
+
+    name: str
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class _MemoryRecord:
+    """What the metadata of a memory's file say."""
+
+    capacity: Count
+    policy: Policy
+    keep_targets: bool
+    tasks: list[_StoredRecord]
 
 
 class ReplayMemory:
@@ -150,17 +168,16 @@ class ReplayMemory:
         """Write the patches to one safetensors file; no names or paths of pictures go into it."""
         tensors = {}
         for number, each in enumerate(self.stored.values()):
-            tensors[f"{number}.inputs"] = each.inputs.contiguous()
+            tensors[f"{number}.inputs"] = each.inputs
             if each.targets is not None:
-                tensors[f"{number}.targets"] = each.targets.contiguous()
+                tensors[f"{number}.targets"] = each.targets
         about = {
             "capacity": self.capacity,
             "policy": self.policy,
             "keep_targets": self.keep_targets,
             "tasks": [{"name": name, "indices": each.indices} for name, each in self.stored.items()],
         }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"memory": json.dumps(about)})
+        write_tensors(path, tensors, {"memory": json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path) -> "ReplayMemory":
@@ -169,14 +186,20 @@ class ReplayMemory:
         Raises:
             UserError: missing, or no memory.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["memory"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: holds no memory ({str(error).splitlines()[0] or 'unreadable'})") from None
-        memory = cls(about["capacity"], about["policy"], about["keep_targets"])
-        for number, task in enumerate(about["tasks"]):
-            targets = tensors.get(f"{number}.targets")
-            memory.stored[task["name"]] = Stored(task["indices"], tensors[f"{number}.inputs"], targets)
+        tensors, metadata = read_tensors(path)
+        if "memory" not in metadata:
+            raise UserError(f"{path}: holds no memory")
+        about = from_dict(read_metadata(metadata, "memory", path), _MemoryRecord, str(path))
+        memory = cls(about.capacity, about.policy, about.keep_targets)
+        for number, task in enumerate(about.tasks):
+            inputs, targets = (tensors.get(f"{number}.{name}") for name in ("inputs", "targets"))
+            side = memory.patch or (inputs.shape[-1] if inputs is not None and inputs.ndim else 0)
+            shape = (len(task.indices), 3, side, side)
+            kept = [inputs] if targets is None else [inputs, targets]
+            fits = all(each is not None and each.dtype == torch.uint8 and each.shape == shape for each in kept)
+            if not fits or inputs is None or not side or task.name in memory.stored:
+                raise UserError(
+                    f"{path}: the patches of task {task.name} are not what its list says; the file is damaged"
+                )
+            memory.stored[task.name] = Stored(list(task.indices), inputs, targets)
         return memory

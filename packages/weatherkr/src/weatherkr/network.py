@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.errors import UserError
+from weatherkr.recipe import check_sizes
 
 MEAN = (0.64, 0.60, 0.58)
 STD = (0.14, 0.15, 0.152)
@@ -131,7 +132,7 @@ class WeatherNet(
     """The network F: a degraded image to (estimate of the clean one, features). The defaults are the paper's: 4,753,823 parameters.
 
     Args:
-        dim: channels d, at least 8.
+        dim: channels d, 8 to 4096.
         blocks: blocks in each of the three groups.
         residual: `normalized`: the *normalised* input is added to the output (official code); `image`: the input in [0, 1] is,
             which small budgets need, because the network need not learn to undo the normalisation; `affine`: the input times a
@@ -141,8 +142,7 @@ class WeatherNet(
 
     def __init__(self, dim: int = 64, blocks: int = 20, residual: str = "normalized", shuffle: int = 1) -> None:
         super().__init__()
-        if dim < 8 or blocks < 1 or shuffle < 1:
-            raise UserError(f"dim {dim}, blocks {blocks}, shuffle {shuffle}: need at least 8, 1 and 1")
+        check_sizes(dim, blocks, shuffle)
         if residual not in RESIDUALS:
             raise UserError(f"residual {residual}: choose {', '.join(RESIDUALS)}")
         self.dim, self.blocks, self.residual, self.shuffle = dim, blocks, residual, shuffle

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenfold.checkpoints import load_weights, read_state_dict
 from tenfold.errors import UserError
 
 TAPS = (1, 6, 11, 20, 29)
@@ -78,11 +79,11 @@ def vgg19_extractor(weights: Path | None = None) -> TappedVGG:
             f"{path}: no VGG-19 weights; point --vgg-weights at torchvision's {VGG_FILE} (575 MB), "
             "or choose --contrast off or --contrast random"
         )
+    state = read_state_dict(path)
     extractor = TappedVGG()
+    ours = {name: state.get(f"features.{name.removeprefix('layers.')}") for name in extractor.state_dict()}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = {f"features.{name.removeprefix('layers.')}": name for name in extractor.state_dict()}
-        extractor.load_state_dict({ours: state[theirs] for theirs, ours in wanted.items()})
-    except Exception as error:  # noqa: BLE001  # whatever a wrong file makes the unpickler or the loader raise
-        raise UserError(f"{path}: not torchvision's VGG-19 weights ({str(error).splitlines()[0]})") from None
+        load_weights(extractor, {name: value for name, value in ours.items() if value is not None}, path)
+    except UserError as error:
+        raise UserError(f"{error}; not torchvision's VGG-19 weights") from None
     return extractor

@@ -103,14 +103,7 @@ def write_like(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in WRITABLE:
-        raise ImageError(
-            f"{path}: cannot write {suffix or 'a name without suffix'}; use one of {', '.join(sorted(WRITABLE))}"
-        )
-    if original.bit_depth == 16 and suffix not in (".png", ".tif", ".tiff"):
-        raise ImageError(f"{path}: 16-bit pictures need .png or .tif")
-    if original.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        raise ImageError(f"{path}: {suffix} holds no transparency; use .png, .webp or .tif")
+    check_format(path, original)
     if not np.isfinite(rgb).all():
         raise ImageError(f"{path}: pixels are NaN or infinite; nothing was written")
     levels = _levels(rgb, original)
@@ -124,6 +117,23 @@ def write_like(
             temporary.write_bytes(_with_chunks(encoded, original))
         else:
             _write_tiff(temporary, levels, original)
+
+
+def check_format(path: Path, original: Original) -> None:
+    """Refuse a file whose format cannot hold what an original has, before anything is computed.
+
+    Raises:
+        ImageError: an unknown format, or one without its alpha or its 16 bits.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
+        raise ImageError(
+            f"{path}: cannot write {suffix or 'a name without suffix'}; use one of {', '.join(sorted(WRITABLE))}"
+        )
+    if original.bit_depth == 16 and suffix not in (".png", ".tif", ".tiff"):
+        raise ImageError(f"{path}: 16-bit pictures need .png or .tif")
+    if original.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise ImageError(f"{path}: {suffix} holds no transparency; use .png, .webp or .tif")
 
 
 def _levels(rgb: Float[np.ndarray, "h w 3"], original: Original) -> Shaped[np.ndarray, "h w c"]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from cyclopts import Parameter
 
 from tenfold.errors import UserError
+from tenfold.options import Count, NonNegative, Positive, Seed, Size, check_fields
 
 MethodName = Literal["kr", "kd", "er", "finetune", "lwf", "pod", "ewc", "pigwm"]
 
@@ -51,6 +52,25 @@ METHODS: dict[str, Method] = {
 }
 
 
+SMALLEST_CROP, LARGEST_CROP = 16, 8192
+"""Pixels of a side: the contrast loss's network halves patches four times, and a batch must fit in memory."""
+
+LARGEST_DIM, LARGEST_BLOCKS, LARGEST_SHUFFLE = 4096, 1024, 64
+"""Far above any network that was ever trained; beyond, a slip of the finger would fill the memory."""
+
+
+def check_sizes(dim: int, blocks: int, shuffle: int) -> None:
+    """Refuse sizes that no network has.
+
+    Raises:
+        UserError: names all three and what they may be.
+    """
+    if not (8 <= dim <= LARGEST_DIM and 1 <= blocks <= LARGEST_BLOCKS and 1 <= shuffle <= LARGEST_SHUFFLE):
+        raise UserError(
+            f"dim {dim}, blocks {blocks}, shuffle {shuffle}: need 8 to {LARGEST_DIM}, 1 to {LARGEST_BLOCKS} and 1 to {LARGEST_SHUFFLE}"
+        )
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainConfig:
@@ -93,55 +113,45 @@ class TrainConfig:
         workers: Processes that prepare patches; the result does not depend on them.
     """
 
-    dim: int = 64
-    blocks: int = 20
-    shuffle: int = 1
+    dim: Count = 64
+    blocks: Count = 20
+    shuffle: Count = 1
     residual: Literal["normalized", "image", "affine"] = "normalized"
     method: MethodName = "kr"
-    steps: int = 500_000
-    batch_size: int = 1
-    crop: int = 240
-    learning_rate: float = 1e-4
-    alpha: float = 1.0
-    beta_new: float = 0.2
-    beta_old: float = 0.8
-    projection_weight: float = 0.3
+    steps: Count = 500_000
+    batch_size: Count = 1
+    crop: Count = 240
+    learning_rate: Positive = 1e-4
+    alpha: NonNegative = 1.0
+    beta_new: NonNegative = 0.2
+    beta_old: NonNegative = 0.8
+    projection_weight: NonNegative = 0.3
     contrast: Literal["vgg19", "random", "off"] = "vgg19"
     contrast_negative: Literal["normalized", "image"] = "normalized"
     vgg_weights: Path | None = None
-    memory: int = 500
+    memory: Count = 500
     memory_policy: Literal["official", "exact"] = "official"
     projector: Literal["attention", "pca"] = "attention"
-    rank: int = 16
+    rank: Count = 16
     projector_update: Literal["retrain", "continue", "freeze_first"] = "retrain"
-    projector_epochs: int = 50
-    projector_learning_rate: float = 1e-4
-    pod_weight: float = 1.0
-    importance_weight: float = 200.0
-    importance_batches: int = 50
+    projector_epochs: Count = 50
+    projector_learning_rate: Positive = 1e-4
+    pod_weight: NonNegative = 1.0
+    importance_weight: NonNegative = 200.0
+    importance_batches: Count = 50
     augment: Literal["flip", "none"] = "flip"
     cache_teacher: bool = True
-    eval_every: int = 10_000
-    eval_images: int = 64
-    save_every: int = 1_000
-    seed: int = 0
+    eval_every: Count = 10_000
+    eval_images: Count = 64
+    save_every: Count = 1_000
+    seed: Seed = 0
     precision: Literal["auto", "float32"] = "auto"
-    workers: int = 2
+    workers: Size = 2
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps", "batch_size", "memory", "rank", "projector_epochs", "importance_batches", "eval_every", "eval_images",
-            "save_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.crop < 16:
-            raise UserError(f"crop is {self.crop}; it must be at least 16")
-        if not (self.learning_rate > 0 and self.projector_learning_rate > 0):
-            raise UserError("learning_rate and projector_learning_rate must be positive")
-        weights = ("alpha", "beta_new", "beta_old", "projection_weight", "pod_weight", "importance_weight")
-        for name in (*weights, "workers", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        check_fields(self)
+        if not SMALLEST_CROP <= self.crop <= LARGEST_CROP:
+            raise UserError(f"crop is {self.crop}; it must be from {SMALLEST_CROP} to {LARGEST_CROP}")
+        check_sizes(self.dim, self.blocks, self.shuffle)
         if self.method not in get_args(MethodName):
             raise UserError(f"method {self.method}: choose {', '.join(get_args(MethodName))}")

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from tenfold.config import from_dict
+from tenfold.errors import UserError
+
 
 @dataclass(frozen=True)
 class Score:
@@ -96,10 +99,22 @@ class ContinualReport:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ContinualReport":
-        """The inverse of `to_dict`."""
-        rows = [{name: Score(**score) for name, score in row.items()} for row in values["rows"]]
-        return cls(values["protocol"], list(values["tasks"]), rows)
+    def from_dict(cls, values: dict[str, Any], source: str = "report") -> "ContinualReport":
+        """The inverse of `to_dict`.
+
+        Args:
+            values: as read from JSON.
+            source: what to call their origin in an error.
+
+        Raises:
+            UserError: of other types, with other keys, or without a row for each task.
+        """
+        if missing := sorted({"protocol", "tasks", "rows"} - values.keys()):
+            raise UserError(f"{source}: lacks {', '.join(missing)}")
+        report = from_dict(values, cls, source)
+        if len(report.rows) != len(report.tasks):
+            raise UserError(f"{source}: has {len(report.rows)} rows of scores for {len(report.tasks)} tasks")
+        return report
 
     def to_markdown(self) -> str:
         """A table with a row for each task learnt, a column for each task judged."""

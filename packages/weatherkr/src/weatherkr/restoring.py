@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -16,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from tenfold.errors import UserError
-from tenfold.images import ImageError, list_images, write_image
+from tenfold.folders import FolderReport, Job, check_jobs, plan_outputs, work_on_files
+from tenfold.images import write_image
 from tenfold.runs import pick_device, track
 from weatherkr.network import WeatherNet
-from weatherkr.pictures import WRITABLE, read_original, write_like
+from weatherkr.pictures import WRITABLE, check_format, read_original, write_like
 from weatherkr.precision import Precision
 from weatherkr.state import load_network, newest_state
 from weatherkr.tiling import Gates, restore_tensor
@@ -138,19 +138,17 @@ def _checked_range(values: Tensor) -> Tensor:
     return values.clamp(0, 1)
 
 
-@dataclass
-class RestoreReport:
-    """What became of a folder.
+@dataclass(frozen=True)
+class Restored:
+    """A picture that was restored.
 
     Attributes:
-        written: files made.
-        skipped: files that could not be read, with the reason.
-        pixels: restored in all.
+        target: the file made.
+        pixels: how many it has.
     """
 
-    written: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    pixels: int = 0
+    target: Path
+    pixels: int
 
 
 def restore_files(
@@ -165,7 +163,7 @@ def restore_files(
     quality: int = 95,
     overwrite: bool = False,
     compare: bool = False,
-) -> RestoreReport:
+) -> FolderReport[Restored]:
     """Restore a file or every picture below a folder, keeping orientation, EXIF, profile, alpha and bit depth.
 
     Args:
@@ -176,54 +174,36 @@ def restore_files(
         gates: see `restore_image`.
         precision: see `restore_image`.
         suffix: put before the ending of each new name.
-        quality: of JPEG and WebP.
-        overwrite: allow an output that exists, or is the input.
+        quality: of JPEG and WebP, 1 to 100.
+        overwrite: allow an output that exists; an input is never overwritten.
         compare: also write each picture beside its restoration, as `NAME_compare.png`.
 
+    Returns:
+        By picture what became of it, and those that could not be read.
+
     Raises:
-        UserError: nothing to restore, an output that exists, or, for a single file, one that cannot be read.
+        UserError: nothing to restore, an output that exists or is an input, a picture given alone that cannot be read, or a
+            folder of which none can.
     """
-    plan = list(_plan(source, out, suffix, overwrite))
-    report = RestoreReport()
-    for path, target in track(plan, "restore"):
-        try:
-            original = read_original(path)
-        except ImageError as error:
-            if source.is_file():
-                raise
-            report.skipped.append(str(error))
-            continue
+    jobs = plan_outputs(source, out, suffix=suffix, endings=WRITABLE, overwrite=overwrite)
+    targets = {job.source: job.target for job in jobs}
+    if compare:
+        check_jobs([*jobs, *(Job(job.source, _beside(job.target)) for job in jobs)], overwrite)
+
+    def restore(path: Path) -> Restored:
+        original, target = read_original(path), targets[path]
+        check_format(target, original)
         for note in original.notes:
             warnings.warn(f"{path}: {note}", stacklevel=2)
         restored = restore_array(net, original.rgb, tile, gates, precision)
         write_like(target, restored, original, quality)
         if compare:
-            beside = np.concatenate([original.rgb, restored], axis=1)
-            write_image(target.with_name(f"{target.stem}_compare.png"), beside)
-        report.written.append(target)
-        report.pixels += original.rgb.shape[0] * original.rgb.shape[1]
-    if not report.written:
-        raise UserError(f"{source}: no picture could be read; first: {report.skipped[0]}")
-    return report
+            write_image(_beside(target), np.concatenate([original.rgb, restored], axis=1))
+        return Restored(target, original.rgb.shape[0] * original.rgb.shape[1])
+
+    return work_on_files(track(list(targets), "restore"), restore, alone=source.is_file())
 
 
-def _plan(source: Path, out: Path, suffix: str, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """Each picture and where it goes; refuses before anything is computed."""
-    single = source.is_file()
-    if not single and out.is_file():
-        raise UserError(f"{out}: is a file; choose a folder for the restored pictures")
-    targets: dict[Path, Path] = {}
-    for path in list_images(source):
-        ending = path.suffix if path.suffix.lower() in WRITABLE else ".png"
-        name = f"{path.stem}{suffix}{ending}"
-        if single and out.suffix.lower() in WRITABLE and not out.is_dir():
-            target = out
-        else:
-            target = out / (name if single else path.relative_to(source).with_name(name))
-        if target in targets:
-            raise UserError(f"{path} and {targets[target]}: both would become {target}")
-        if target.exists() and not overwrite:
-            what = "is the input" if target.resolve() == path.resolve() else "exists"
-            raise UserError(f"{target}: {what}; choose another --out, a --suffix, or --overwrite")
-        targets[target] = path
-        yield path, target
+def _beside(target: Path) -> Path:
+    """Where a picture goes that shows another before and after."""
+    return target.with_name(f"{target.stem}_compare.png")

@@ -1,18 +1,20 @@
 """All that is carried from one task to the next, and how it lies on disk: weights, memory, projector, importances, history."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
+from tenfold.config import from_dict
 from tenfold.errors import UserError
-from tenfold.files import atomic_path, write_text
+from tenfold.files import atomic_folder, write_text
+from tenfold.options import Count
+from tenfold.reading import read_json_object
 from weatherkr.memory import ReplayMemory
 from weatherkr.network import WeatherNet
 from weatherkr.projector import AttentionProjector, PCAProjector, Projector
@@ -57,26 +59,17 @@ class LearnerState:
         """Write the state; the folder appears when all of it is written.
 
         Raises:
-            UserError: the place cannot be written.
+            UserError: something is there already, the place cannot be written, or the disk is full.
         """
-        temporary = folder.with_name(f".{folder.name}-writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write here ({error.strerror})") from error
-        self.net.save_pretrained(temporary)
-        if len(self.memory):
-            self.memory.save(temporary / "memory.safetensors")
-        if self.projector is not None:
-            save_projector(self.projector, temporary / "projector.safetensors")
-        if self.importance is not None:
-            save_file(
-                {k: v.cpu().contiguous() for k, v in self.importance.items()}, temporary / "importance.safetensors"
-            )
-        write_text(temporary / "history.json", json.dumps(self.report.to_dict(), indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        with atomic_folder(folder) as temporary:
+            self.net.save_pretrained(temporary)
+            if len(self.memory):
+                self.memory.save(temporary / "memory.safetensors")
+            if self.projector is not None:
+                save_projector(self.projector, temporary / "projector.safetensors")
+            if self.importance is not None:
+                write_tensors(temporary / "importance.safetensors", self.importance)
+            write_text(temporary / "history.json", json.dumps(self.report.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "LearnerState":
@@ -86,20 +79,27 @@ class LearnerState:
             UserError: no state there, or a damaged one.
         """
         net = load_network(folder)
-        try:
-            report = ContinualReport.from_dict(json.loads((folder / "history.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{folder}: holds no history.json of a learner; start from a folder that `train` wrote"
-            ) from None
-        stored, phi, importance = (folder / f"{name}.safetensors" for name in ("memory", "projector", "importance"))
+        history, stored = folder / "history.json", folder / "memory.safetensors"
+        phi, importance = folder / "projector.safetensors", folder / "importance.safetensors"
+        if not history.is_file():
+            raise UserError(f"{folder}: holds no history.json of a learner; start from a folder that `train` wrote")
         return cls(
             net,
             ReplayMemory.load(stored) if stored.exists() else ReplayMemory(),
-            load_projector(phi) if phi.exists() else None,
-            read_tensors(importance) if importance.exists() else None,
-            report,
+            load_projector(phi, net.feature_channels) if phi.exists() else None,
+            _load_importance(importance, net) if importance.exists() else None,
+            ContinualReport.from_dict(read_json_object(history), str(history)),
         )
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """What `config.json` of a network says: the arguments of `WeatherNet`."""
+
+    dim: Count = 64
+    blocks: Count = 20
+    residual: Literal["normalized", "image", "affine"] = "normalized"
+    shuffle: Count = 1
 
 
 def load_network(folder: Path) -> WeatherNet:
@@ -113,20 +113,37 @@ def load_network(folder: Path) -> WeatherNet:
         if not path.is_file():
             raise UserError(f"{path}: no such file; a model is a folder with config.json and model.safetensors")
     try:
-        net = WeatherNet(**json.loads(config.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{config}: not the configuration of a WeatherNet ({str(error).splitlines()[0]})") from None
-    fill(net, read_tensors(weights), weights)
+        sizes = from_dict(read_json_object(config), NetworkSizes, str(config))
+    except UserError as error:
+        raise UserError(f"{error}; not the configuration of a WeatherNet") from None
+    return network_of(sizes, read_tensors(weights)[0], weights)
+
+
+def network_of(sizes: NetworkSizes, tensors: Mapping[str, Tensor], source: Path) -> WeatherNet:
+    """A network of these sizes with these weights, ready to restore.
+
+    Raises:
+        UserError: sizes that no network has, or the tensors of another network.
+    """
+    # Without memory first: what a stranger's configuration asks for is only made when the weights have it.
+    with torch.device("meta"):
+        net = WeatherNet(sizes.dim, sizes.blocks, sizes.residual, sizes.shuffle)
+    fill(net, tensors, source)
     return net.eval()
 
 
-def fill(net: WeatherNet, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load tensors into a network, in float32.
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load tensors into a network or projector, in float32.
+
+    Args:
+        module: on the device `meta` it gets memory once the tensors have turned out to fit.
+        tensors: by name.
+        source: the file, for errors.
 
     Raises:
-        UserError: another network's; the first tensor that differs is named with both shapes.
+        UserError: those of another network, the first that differs is named with both shapes; or numbers that are not finite.
     """
-    own = net.state_dict()
+    own = module.state_dict()
     for name, value in own.items():
         if name not in tensors:
             raise UserError(
@@ -135,41 +152,60 @@ def fill(net: WeatherNet, tensors: Mapping[str, Tensor], source: Path) -> None:
         if tensors[name].shape != value.shape:
             shapes = f"{tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
             raise UserError(f"{source}: the tensor {name} has shape {shapes}; it is of another network")
+        if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
+            raise UserError(f"{source}: the tensor {name} holds other things than finite numbers; the file is damaged")
     if surplus := sorted(tensors.keys() - own.keys()):
         raise UserError(f"{source}: has the tensor {surplus[0]}, which this network lacks; it is of another network")
-    net.load_state_dict({name: value.float() for name, value in tensors.items()})
+    if any(value.is_meta for value in own.values()):
+        module.to_empty(device="cpu")
+    module.load_state_dict({name: value.float() for name, value in tensors.items()})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UserError: unreadable.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or a damaged one ({str(error).splitlines()[0]})") from None
+def _load_importance(path: Path, net: WeatherNet) -> dict[str, Tensor]:
+    tensors = read_tensors(path)[0]
+    shapes = {name: value.shape for name, value in net.named_parameters()}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
+        raise UserError(f"{path}: holds the importances of another network")
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise UserError(f"{path}: holds numbers that are not finite; the file is damaged")
+    return tensors
 
 
 def save_projector(projector: Projector, path: Path) -> None:
     """Write a projector with what it is made from."""
     kind = "pca" if isinstance(projector, PCAProjector) else "attention"
     about = {"kind": kind, "channels": projector.channels, "rank": projector.rank}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"projector": json.dumps(about)})
+    write_tensors(path, projector.state_dict(), {"projector": json.dumps(about)})
 
 
-def load_projector(path: Path) -> Projector:
-    """Read what `save_projector` wrote; its weights are frozen."""
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["projector"])
-    made = PCAProjector if about["kind"] == "pca" else AttentionProjector
-    projector = made(about["channels"], about["rank"])
-    projector.load_state_dict(tensors)
+@dataclass(frozen=True)
+class ProjectorSizes:
+    """What the metadata of a projector's file say."""
+
+    kind: Literal["pca", "attention"]
+    channels: Count
+    rank: Count
+
+
+def load_projector(path: Path, channels: int) -> Projector:
+    """Read what `save_projector` wrote; its weights are frozen.
+
+    Args:
+        path: the file.
+        channels: of the features that it must take.
+
+    Raises:
+        UserError: unreadable, or of another network.
+    """
+    tensors, metadata = read_tensors(path)
+    about = from_dict(read_metadata(metadata, "projector", path), ProjectorSizes, str(path))
+    if about.channels != channels or about.rank > channels:
+        raise UserError(
+            f"{path}: takes {about.channels} channels to {about.rank}, the network's features have {channels}"
+        )
+    made = PCAProjector if about.kind == "pca" else AttentionProjector
+    projector = made(about.channels, about.rank)
+    fill(projector, tensors, path)
     return projector.requires_grad_(False)
 
 

@@ -1,5 +1,6 @@
 """A task: a weather by name, with pictures to learn it from and to judge it by. And how a command line writes one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from weatherkr.layouts import LAYOUTS, csv_files, folder_files, layout_files
 from weatherkr.pairs import FolderPairs, PairSet, SyntheticPairs
 from weatherkr.weather import KINDS
 from weatherkr.weather.settings import Setting
+
+_NAME = re.compile(r"\w[\w .+-]{0,63}")
 
 SYNTAX = "NAME=LAYOUT:PATH, such as haze=synth:photos, rain=pairs:rainy:clean, snow=snow100k:Snow100K/train"
 
@@ -49,6 +52,8 @@ def parse_pairs(text: str, *, keep: bool = False, seed: int = 0, crop_to_fit: bo
     layout, colon, place = source.partition(":")
     if not (equals and colon and name and place):
         raise UserError(f"{text}: write a task as {SYNTAX}")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{text}: a task's name becomes a file name; use up to 64 letters, digits, spaces, . + - and _")
     if layout.startswith("synth"):
         kind, setting = _synthetic(name, layout)
         files = [path for folder in place.split(",") for path in list_images(folder)]

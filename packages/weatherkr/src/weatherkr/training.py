@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tenfold.errors import UserError
-from tenfold.runs import RunFolder, pick_device
+from tenfold.runs import RunFolder, pick_device, unlock_run
 from weatherkr.checkpoint import read_progress
 from weatherkr.learning import learn_task
 from weatherkr.recipe import TrainConfig
@@ -70,14 +70,18 @@ def train(
     _check(tasks, state)
     words, val = described or (tuple(each.name for each in tasks), ())
     record = RunRecord(**asdict(config), task=words, val=val, start=start)
-    if accelerator.is_main_process:
-        RunFolder.create(out, record, resume)
-    accelerator.wait_for_everyone()
-    folder = RunFolder(out)
-    if finished := newest_state(out):
-        state = LearnerState.load(finished)
-    with _deterministic():
-        return _learn_the_rest(tasks, config, state, folder, accelerator, where)
+    try:
+        if accelerator.is_main_process:
+            RunFolder.create(out, record, resume)
+        accelerator.wait_for_everyone()
+        if finished := newest_state(out):
+            state = LearnerState.load(finished)
+        with _deterministic():
+            return _learn_the_rest(tasks, config, state, RunFolder(out), accelerator, where)
+    finally:
+        # A finished run that is only read again, or one that failed, is not kept from other processes.
+        if accelerator.is_main_process:
+            unlock_run(out)
 
 
 def _check(tasks: Sequence[Task], state: LearnerState) -> None:
