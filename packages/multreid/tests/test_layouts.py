@@ -173,6 +173,12 @@ def test_missing_and_broken_lists_are_named(tmp_path) -> None:
     (tmp_path / "exp" / "test_id.txt").write_text("77")
     with pytest.raises(UserError, match="no infrared pictures found"):
         sysu_test(tmp_path)
+    (tmp_path / "exp" / "test_id.txt").write_text("9" * 5000)
+    with pytest.raises(UserError, match="comma-separated"):
+        sysu_test(tmp_path)
+    picture(tmp_path / "crops" / ("9" * 30) / "a.png")
+    with pytest.raises(UserError, match="too large"):
+        folder_crops(tmp_path / "crops", "visible")
     (tmp_path / "idx").mkdir()
     (tmp_path / "idx" / "train_vis.txt").write_text("no-identity\n")
     with pytest.raises(UserError, match="line 1: expected a path and an identity"):

@@ -75,10 +75,11 @@ def test_version_info_and_help_need_no_torch() -> None:
 
 
 def test_module_runs_and_leaves_with_two_on_bad_input(tmp_path) -> None:
-    command = [sys.executable, "-m", "multreid", "associate", "none.npy", "none.npy", "--out", "labels.npz"]
+    command = [sys.executable, "-m", "multreid", "associat", "none.npy", "none.npy", "--out", "labels.npz"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ran.returncode == 2
-    assert ran.stderr == "multreid: none.npy: No such file or directory\n"
+    assert ran.stderr.startswith("multreid: ")
+    assert ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,23 +89,35 @@ BAD = {
     "associate a.npy empty.npy --out x.npz": r"empty\.npy: holds no instances",
     "associate a.npy flat.npy --out x.npz": r"flat\.npy: expected a real matrix",
     "associate a.npy zero.npy --out x.npz": r"zero\.npy: 2 rows .* all zero",
-    "associate a.npy text.npy --out x.npz": r"text\.npy: not a \.npy file of numbers",
+    "associate a.npy text.npy --out x.npz": r"text\.npy: cannot read",
+    "associate none.npy none.npy --out x.npz": r"none\.npy: cannot read \(No such file",
+    "associate a.npy b.npy --k1 0 --out x.npz": r"--k1",
+    "associate a.npy b.npy --tolerance -1 --out x.npz": r"--tolerance",
+    "associate table.csv b.npy --out table.csv": r"--out table\.csv: is an input",
+    "associate a.npy b.npy --out people.npz/x.npz": r"people\.npz",
     "associate a.npy b.npy --out x.txt": r"--out x\.txt: choose a name ending in",
     "associate a.npy b.npy --min-samples 99 --out x.npz": r"a\.npy: no cluster at eps 0\.6 and min_samples 99",
-    "associate a.npy b.npy --alpha 3 --out x.npz": r"alpha = 3",
+    "associate a.npy b.npy --alpha 3 --out x.npz": r"--alpha",
     "associate a.npy b.npy --method best --out x.npz": r"best",
     "associate a.npy b.npy --out a.npy/x.npz": r"a\.npy",
     "train --visible nowhere --infrared people/infrared --out x": r"nowhere: no such file or folder",
     "train --visible hollow --infrared people/infrared --out x": r"hollow: holds no picture",
     "train --visible cut --infrared people/infrared --preset tiny --out x": r"cut/0001/a\.png: damaged or truncated",
     "train --dataset sysu --root hollow --out x": r"train_id\.txt: no such file",
-    "train --visible people/visible --infrared people/infrared --preset huge --out x": r"--preset huge",
+    "train --visible people/visible --infrared people/infrared --preset huge --out x": r"--preset 'huge'",
     "search nobody.png --gallery people/visible --model trained --out x.png": r"nobody\.png",
     "search people/infrared --gallery hollow --model trained --out x.png": r"hollow: holds no picture",
     "search people/infrared --gallery people/visible --model hollow --out x.png": r"hollow: holds no model",
     "search people/infrared --gallery people/visible --model trained --out x.txt": r"--out x\.txt: name a picture",
-    "search people/infrared --gallery people/visible --model trained --top 0 --out x.png": r"--top 0",
+    "search people/infrared --gallery people/visible --model trained --top 0 --out x.png": r"--top",
+    "search people/infrared/0000/c3_000.png --gallery people/visible --model trained --out people/infrared/0000/c3_000.png": r"is an input",
+    "search people/infrared --gallery people/visible --model trained --out people/visible/0000/c1_000.png": r"is an input",
+    "search people/infrared --gallery cut --model trained --cache kept --out x.png": r"cut: no picture could be used: .*cut/0001/a\.png: damaged",
     "search cut --gallery people/visible --model trained --out x.png": r"cut/0001/a\.png: damaged",
+    "train --visible people/visible --infrared people/infrared --height 0 --out x": r"--height",
+    "train --visible people/visible --infrared people/infrared --preset tiny --width 99999 --out x": r"width 99999",
+    "train --visible people/visible --infrared people/infrared --preset tiny --eps 1 --out x": r"--eps",
+    "train --dataset regdb --root hollow --trial 11 --out x": r"--trial",
     "eval hollow --visible people/visible --infrared people/infrared": r"hollow: holds no model",
     "eval trained --visible loose --infrared people/infrared": r"loose: scores need identities",
     "eval trained --visible strangers --infrared people/infrared": r"no query has a match",
@@ -126,6 +139,8 @@ def bad_files(place) -> None:
     for name, array in arrays.items():
         np.save(place / f"{name}.npy", array)
     (place / "text.npy").write_text("no numbers here")
+    (place / "table.csv").write_bytes((place / "a.npy").read_bytes())
+    (place / "people.npz").write_text("in the way")
     (place / "hollow").mkdir()
     picture = next((place / "people" / "visible").rglob("*.png")).read_bytes()
     for name, data in {
@@ -146,7 +161,30 @@ def test_bad_input_is_one_line_and_code_two(line, here, capsys) -> None:
     assert re.search(BAD[line], err), err
     assert err.count("\n") == 1
     assert not list(here.glob("x.*"))
+    assert not list(here.glob("kept*"))
     assert not (here / "x" / "result.json").exists()
+
+
+@pytest.mark.usefixtures("bad_files")
+def test_unreadable_pictures_of_folders_are_named_and_passed_over(here, capsys) -> None:
+    source = sorted((here / "people" / "infrared").rglob("*.png"))[:3]
+    for name in ("asked", "kept"):
+        (here / "mixed" / name).mkdir(parents=True)
+        for number, path in enumerate(source):
+            content = path.read_bytes()
+            (here / "mixed" / name / f"{number}.png").write_bytes(content[:150] if number == 1 else content)
+    line = "multreid search mixed/asked --gallery mixed/kept --gallery-modality infrared --model trained --top 9 --out mixed/sheet.png"
+    for at_hand in (0, 2):
+        assert call(line) == 3
+        out, err = capsys.readouterr()
+        assert f"searched 2 pictures ({at_hand} features were at hand) for 2 ->" in out
+        assert [each.partition(": damaged")[0] for each in err.splitlines()] == [
+            "multreid: skipped: mixed/asked/1.png",
+            "multreid: skipped: mixed/kept/1.png",
+        ]
+    (here / "mixed" / "kept" / "1.png").write_bytes(source[1].read_bytes())
+    assert call(line) == 3
+    assert "searched 3 pictures (2 features were at hand)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("bad_files")

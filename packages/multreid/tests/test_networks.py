@@ -80,7 +80,7 @@ def test_torchvision_weights_reach_both_stems_and_every_shared_layer(large, tmp_
 
 def test_wrong_weights_and_models_are_named(small, large, tmp_path) -> None:
     (tmp_path / "broken.pth").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="not a readable weights file"):
+    with pytest.raises(UserError, match=r"broken\.pth: cannot read"):
         load_imagenet_weights(large, tmp_path / "broken.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of a torchvision ResNet-50"):
@@ -93,3 +93,14 @@ def test_wrong_weights_and_models_are_named(small, large, tmp_path) -> None:
     (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="not a multreid model"):
         load_model(tmp_path)
+    for wrong in (
+        '{"architecture": "vgg"}',
+        '{"height": "x"}',
+        '{"depth": 1}',
+        "[]",
+        '{"width": -3}',
+        '{"height": 100000}',
+    ):
+        (tmp_path / "model" / "config.json").write_text(wrong)
+        with pytest.raises(UserError, match="not a multreid model"):
+            load_model(tmp_path)

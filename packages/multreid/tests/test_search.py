@@ -64,6 +64,9 @@ def test_damaged_cache_is_made_again(model, folder) -> None:
     kept = open_gallery(folder, "visible", model, device=CPU)
     (kept.folder / "features.npy").write_bytes(b"short")
     assert open_gallery(folder, "visible", model, device=CPU).reused == 0
+    for wrong in ("[]", '{"files": 3}', '{"files": {"a.png": "x"}}', "{"):
+        (kept.folder / "files.json").write_text(wrong)
+        assert open_gallery(folder, "visible", model, device=CPU).reused == 0
 
 
 @pytest.mark.parametrize(("queries", "gallery"), [(7, 300), (1, 70000), (100, 66000)])

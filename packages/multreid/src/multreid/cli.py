@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from multreid.config import AssociateConfig, EvalConfig, TrainConfig
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.options import Count
 
 if TYPE_CHECKING:
     from multreid.rivals import HardLabels
@@ -62,9 +63,9 @@ def associate(a: Path, b: Path, /, config: AssociateConfig = AssociateConfig(), 
         config: See the options.
         out: Where labels go: .npz (all arrays), .csv or .parquet (a row per instance).
     """
-    from multreid.label_files import check_suffix, read_features, write_labels
+    from multreid.label_files import check_output, read_features, write_labels
 
-    check_suffix(out)
+    check_output(out, (a, b))
     labels, clusters = _associated(read_features(a), read_features(b), config, (str(a), str(b)))
     write_labels(out, labels, clusters)
     rows = [
@@ -127,14 +128,16 @@ def search(
     gallery: Path,
     model: Path,
     out: Path,
-    top: int = 10,
+    top: Count = 10,
     query_modality: Literal["visible", "infrared"] = "infrared",
     gallery_modality: Literal["visible", "infrared"] = "visible",
     index: Literal["exact", "faiss"] = "exact",
     cache: Path | None = None,
     device: str = "auto",
-) -> None:
+) -> int:
     """Find the gallery pictures most like a query, and write a contact sheet.
+
+    Pictures of a folder that cannot be read are named and passed over; it then leaves with 3.
 
     Args:
         query: A picture, or a folder of pictures (a row of the sheet each).
@@ -152,15 +155,22 @@ def search(
     from multreid.extraction import load_model
     from multreid.gallery import gallery_index, open_gallery, search_exact, search_index
     from multreid.query import query_features
+    from tenfold.files import check_writable
+    from tenfold.folders import FolderReport
+    from tenfold.images import list_images
     from tenfold.runs import pick_device
 
-    if top < 1:
-        raise UserError(f"--top {top}: at least one is needed")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out}: name a picture, such as sheet.png")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a picture")
+    check_writable(out)
+    inputs = {path.resolve() for folder in (query, gallery) for path in list_images(folder)}
+    if out.resolve() in inputs:
+        raise UserError(f"--out {out}: is an input and would be overwritten; choose another name")
     place = pick_device(device)
     network = load_model(model).to(place)
-    paths, features = query_features(network, query, query_modality, place)
+    paths, features, skipped = query_features(network, query, query_modality, place)
     kept = open_gallery(gallery, gallery_modality, network, device=place, cache=cache)
     rows, distances = (
         search_exact(features, kept.features, top)
@@ -174,6 +184,9 @@ def search(
         [(str(rank), f"{d:.3f}", str(path)) for rank, (path, d) in enumerate(zip(found[0], far[0], strict=True), 1)],
     )
     print(f"searched {len(kept.paths)} pictures ({kept.reused} features were at hand) for {len(paths)} -> {out}")
+    report = FolderReport(results=dict.fromkeys(paths), skipped=[*skipped, *kept.skipped])
+    report.show_skipped("multreid")
+    return report.exit_code
 
 
 @verb(
@@ -201,9 +214,13 @@ def eval(  # noqa: A001  # the verb's name
 
     from multreid.evaluation import evaluate
     from multreid.extraction import load_model
-    from tenfold.files import write_text
+    from tenfold.files import check_writable, write_text
     from tenfold.runs import pick_device
 
+    if out is not None:
+        if out.is_dir():
+            raise UserError(f"--out {out}: is a folder; name a file for the scores")
+        check_writable(out)
     scores = dataclasses.asdict(evaluate(load_model(model), test, device=pick_device(device)))
     if out is not None:
         write_text(out, json.dumps(scores, indent=2) + "\n")
@@ -220,9 +237,11 @@ def demo(out: Annotated[Path, Parameter(name="--out")] = Path("multreid-demo"), 
     """
     from multreid.demonstration import association_demo, training_demo
     from tenfold.config import load_preset
+    from tenfold.files import check_writable
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out}: already there; choose another folder")
+    check_writable(out / "association.png")
     config = load_preset("multreid", "tiny", TrainConfig, "train")
     rows = [*association_demo(out), *training_demo(out, config, device)]
     _print_table(("what", "value", ""), [(each.what, f"{each.value:.3f}", each.unit) for each in rows])

@@ -2,11 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from tenfold import UserError
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, Size, check_fields
 
 Dataset = Literal["folders", "sysu", "regdb", "llcm"]
+
+Trial = Annotated[int, Parameter(validator=Number(gte=1, lte=10))]
+"""Which of RegDB's ten splits."""
+
+LARGEST_SIDE = 4096
+"""Pixels of a crop's side: beyond, a slip of the finger would fill the memory."""
+
+
+def check_sides(height: int, width: int) -> None:
+    """Refuse sizes that no crop has.
+
+    Raises:
+        UserError: names both and what they may be.
+    """
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise UserError(f"height {height}, width {width}: need 1 to {LARGEST_SIDE} pixels each")
 
 
 @Parameter(name="*")
@@ -56,37 +76,43 @@ class TrainConfig:
     root: Path | None = None
     visible: Path | None = None
     infrared: Path | None = None
-    trial: int = 1
+    trial: Trial = 1
     architecture: Literal["resnet50", "small"] = "resnet50"
     weights: Path | None = None
     initial: Path | None = None
-    height: int = 288
-    width: int = 144
-    pad: int = 10
-    epochs: int = 90
-    stage_two: int = 40
-    steps: int = 300
-    steps_two: int = 200
-    identities: int = 12
-    instances: int = 12
-    learning_rate: float = 3.5e-4
-    weight_decay: float = 5e-4
-    milestones: tuple[int, ...] = (20, 60, 80)
-    k1: int = 30
-    k2: int = 6
-    eps: float = 0.6
-    min_samples: int = 4
-    alpha: float = 0.2
-    beta: float = 0.7
-    temperature: float = 0.05
-    momentum: float = 0.1
+    height: Count = 288
+    width: Count = 144
+    pad: Size = 10
+    epochs: Count = 90
+    stage_two: Size = 40
+    steps: Count = 300
+    steps_two: Count = 200
+    identities: Count = 12
+    instances: Count = 12
+    learning_rate: Positive = 3.5e-4
+    weight_decay: NonNegative = 5e-4
+    milestones: tuple[Size, ...] = (20, 60, 80)
+    k1: Count = 30
+    k2: Count = 6
+    eps: OpenShare = 0.6
+    min_samples: Count = 4
+    alpha: Share = 0.2
+    beta: Share = 0.7
+    temperature: Positive = 0.05
+    momentum: Share = 0.1
     association: Literal["mult", "ot"] = "mult"
     start: Literal["ot", "matching"] = "ot"
-    refinement: float = 1.0
+    refinement: NonNegative = 1.0
     detach_target: bool = False
-    evaluate_every: int = 0
-    workers: int = 0
-    seed: int = 0
+    evaluate_every: Size = 0
+    workers: Size = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_sides(self.height, self.width)
+        if self.pad > LARGEST_SIDE:
+            raise UserError(f"pad is {self.pad}; it must be at most {LARGEST_SIDE}")
 
 
 @Parameter(name="*")
@@ -105,14 +131,17 @@ class AssociateConfig:
         tolerance: Iterate the transport until no row sum is wrong by more than this share; the official rule without it.
     """
 
-    eps: float = 0.6
-    min_samples: int = 4
-    k1: int = 30
-    k2: int = 6
-    alpha: float = 0.2
+    eps: OpenShare = 0.6
+    min_samples: Count = 4
+    k1: Count = 30
+    k2: Count = 6
+    alpha: Share = 0.2
     start: Literal["ot", "matching"] = "ot"
     method: Literal["mult", "ot", "pgm", "bccm", "hungarian", "nearest"] = "mult"
-    tolerance: float | None = None
+    tolerance: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @Parameter(name="*")
@@ -137,5 +166,8 @@ class EvalConfig:
     infrared: Path | None = None
     mode: Literal["all", "indoor"] = "all"
     query: Literal["visible", "infrared"] = "infrared"
-    trials: int = 10
-    trial: int = 1
+    trials: Count = 10
+    trial: Trial = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)

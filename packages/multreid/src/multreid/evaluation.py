@@ -63,8 +63,6 @@ def trials_of(test: EvalConfig) -> Iterator[tuple[Crops, Crops]]:
     Raises:
         UserError: a folder that is missing, or has no identities.
     """
-    if test.trials < 1:
-        raise UserError(f"--trials {test.trials}: at least one is needed")
     if test.dataset in ("sysu", "llcm"):
         root = required(test.root, "--root")
         for trial in range(test.trials):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from jaxtyping import Int, Num
 from multreid.rivals import HardLabels
 from multreid.transfer import Association
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.files import atomic_path, check_writable
+from tenfold.reading import read_array
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -22,21 +24,31 @@ def read_features(path: Path) -> Num[np.ndarray, "..."]:
     Raises:
         UserError: no such file, or none of that format.
     """
-    try:
-        features = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a .npy file of numbers ({str(error).splitlines()[0]})") from None
-    if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.number):
+    features = read_array(path, map_to_disk=True)
+    if not np.issubdtype(features.dtype, np.number):
         raise UserError(f"{path}: expected a .npy file with one matrix of numbers")
     return np.asarray(features)
 
 
-def check_suffix(out: Path) -> None:
-    """Raise a `UserError` unless `write_labels` can write that format, before anything is computed."""
+def check_output(out: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse a place where `write_labels` cannot or must not write, before anything is computed.
+
+    Args:
+        out: the suffix names the format.
+        inputs: files that are never overwritten.
+
+    Raises:
+        UserError: another suffix, a missing library, an input, a folder, or a place that cannot be written.
+    """
     if out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: choose a name ending in {', '.join(SUFFIXES)}")
     if out.suffix == ".parquet":
         _parquet()
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise UserError(f"--out {out}: is an input and would be overwritten; choose another name")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file")
+    check_writable(out)
 
 
 def write_labels(
@@ -51,7 +63,7 @@ def write_labels(
         labels: what was found.
         clusters: DBSCAN's labels of both modalities.
     """
-    check_suffix(out)
+    check_output(out)
     with atomic_path(out) as temporary:
         if out.suffix == ".npz":
             arrays = {

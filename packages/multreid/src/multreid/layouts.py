@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from tenfold import UserError
 from tenfold.images import list_images
+from tenfold.reading import read_text
 
 Modality = Literal["visible", "infrared"]
 SysuMode = Literal["all", "indoor"]
@@ -48,7 +49,10 @@ def _crops(rows: Sequence[tuple[Path, int, int]], modality: Modality, origin: st
     if not rows:
         raise UserError(f"{origin}: no {modality} pictures found; check the folder's layout")
     paths, identities, cameras = zip(*rows, strict=True)
-    return Crops(paths, np.array(identities, np.int64), np.array(cameras, np.int64), modality)
+    try:
+        return Crops(paths, np.array(identities, np.int64), np.array(cameras, np.int64), modality)
+    except OverflowError:
+        raise UserError(f"{origin}: the number of an identity or camera is too large") from None
 
 
 def folder_crops(root: Path, modality: Modality) -> Crops:
@@ -72,12 +76,18 @@ def folder_crops(root: Path, modality: Modality) -> Crops:
 
 def _read_ids(path: Path) -> list[int]:
     """One line of comma-separated identities."""
-    try:
-        return sorted(int(each) for each in path.read_text(encoding="utf-8").splitlines()[0].split(",") if each.strip())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is this the folder that holds it?") from None
-    except (OSError, IndexError, ValueError) as error:
-        raise UserError(f"{path}: expected one line of comma-separated identities ({error})") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; is this the folder that holds it?")
+    words = [each.strip() for each in read_text(path).partition("\n")[0].split(",") if each.strip()]
+    wrong = next((each for each in words if not _is_number(each)), None)
+    if wrong is not None or not words:
+        raise UserError(f"{path}: expected one line of comma-separated identities, found {(wrong or 'none')[:40]!r}")
+    return sorted(map(int, words))
+
+
+def _is_number(word: str) -> bool:
+    """Whether a word is the number of somebody, of at most 18 digits: they are kept in 64 bits."""
+    return word.isdecimal() and len(word) <= 18
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -128,16 +138,15 @@ def sysu_test(root: Path, mode: SysuMode = "all", trial: int = 0) -> tuple[Crops
 
 def _listed(root: Path, index: Path, cameras: bool) -> list[tuple[Path, int, int]]:
     """Lines `relative/path.bmp identity`; the camera is in the path where the set has cameras (`cam3`, `_c03_`)."""
-    try:
-        lines = (root / index).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{root / index}: {error.strerror}; is {root} the folder that holds it?") from None
+    if not (root / index).is_file():
+        raise UserError(f"{root / index}: no such file; is {root} the folder that holds it?")
+    lines = read_text(root / index).splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, _, identity = line.strip().rpartition(" ")
-        if not name or not identity.isdecimal():
+        if not name or "\0" in name or not _is_number(identity):
             raise UserError(f"{root / index}, line {number}: expected a path and an identity")
         camera = re.search(r"cam(\d+)|_c(\d+)", name) if cameras else None
         rows.append((root / name, int(identity), int(camera[1] or camera[2]) if camera else 0))

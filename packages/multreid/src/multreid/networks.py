@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
 
+from multreid.config import check_sides
 from tenfold import UserError
+from tenfold.checkpoints import read_state_dict
 
 Architecture = Literal["resnet50", "small"]
 ARCHITECTURES: tuple[Architecture, ...] = ("resnet50", "small")
@@ -76,6 +78,7 @@ class TwoStreamResNet(
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise UserError(f"architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+        check_sides(height, width)
         self.architecture, self.height, self.width = architecture, height, width
         build = _resnet50_parts if architecture == "resnet50" else _small_parts
         self.visible_stem, self.infrared_stem, self.layers, self.dimension = build()
@@ -151,18 +154,11 @@ def load_imagenet_weights(model: TwoStreamResNet, path: Path) -> None:
     """
     if model.architecture != "resnet50":
         raise UserError(f"{path}: ImageNet weights are for the architecture resnet50, not {model.architecture}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # a damaged file fails in many ways; each is the same to the user
-        raise UserError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from None
-    reference = resnet50(weights=None).state_dict()
+    state = read_state_dict(path)
+    with torch.device("meta"):
+        reference = resnet50(weights=None).state_dict()
     wanted = {key for key in reference if not key.startswith("fc.")}
-    if not isinstance(state, dict) or not wanted <= state.keys():
+    if not all(key in state and state[key].shape == reference[key].shape for key in wanted):
         raise UserError(f"{path}: not the weights of a torchvision ResNet-50")
     stem = {
         f"{new}.{rest}": state[f"{old}.{rest}"]

@@ -1,6 +1,7 @@
 """Two-stage training (sections 3.1 and 3.5): every epoch extracts, clusters, associates, and trains on what came out."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from multreid.sampling import Batch, stage_one_batches, stage_two_batches
 from multreid.scores import pair_scores
 from multreid.transfer import Association, cluster_centres, start_labels, transfer_labels
 from tenfold import UserError
-from tenfold.runs import RunFolder, autocast, pick_device, seed_everything, track
+from tenfold.files import atomic_folder
+from tenfold.runs import RunFolder, autocast, pick_device, seed_everything, track, unlock_run
 
 _CHECKPOINT = "last.safetensors"
 
@@ -93,19 +95,29 @@ def train(out: Path, config: TrainConfig, *, device: str = "auto", resume: bool 
     Raises:
         UserError: pictures or options that cannot be used.
     """
-    _check(config)
+    accelerator = _accelerator(device)
     crops = training_crops(config)
     for each in crops:
         if copies := duplicated(each):
             first, second = copies[0]
             raise UserError(f"{second}: the same file as {first} ({len(copies)} such copies); delete the copies")
-    accelerator = _accelerator(device)
-    if accelerator.is_main_process:
-        RunFolder.create(out, config, resume)
-    accelerator.wait_for_everyone()
-    run = RunFolder(out)
-    if run.is_finished:
-        raise UserError(f"{out}: the run is finished; choose another --out")
+    try:
+        if accelerator.is_main_process:
+            RunFolder.create(out, config, resume)
+        accelerator.wait_for_everyone()
+        run = RunFolder(out)
+        if run.is_finished:
+            raise UserError(f"{out}: the run is finished; choose another --out")
+        return _train_in(run, config, crops, accelerator, resume)
+    finally:
+        # One that failed is not kept from other processes.
+        if accelerator.is_main_process:
+            unlock_run(out)
+
+
+def _train_in(
+    run: RunFolder, config: TrainConfig, crops: tuple[Crops, Crops], accelerator: Accelerator, resume: bool
+) -> dict[str, Any]:
     seed_everything(config.seed)
     model = _new_model(config)
     if accelerator.num_processes > 1:
@@ -119,8 +131,10 @@ def train(out: Path, config: TrainConfig, *, device: str = "auto", resume: bool 
     model.to(accelerator.device)
     if resume and (run.checkpoints / _CHECKPOINT).exists():
         done = load_checkpoint(run.checkpoints / _CHECKPOINT, model, adam)
-        if accelerator.is_main_process:
-            run.rewind(done)
+    if resume and accelerator.is_main_process:
+        # An epoch is logged before its checkpoint is written: the line of one that must be done again goes.
+        run.rewind(done)
+    accelerator.wait_for_everyone()
     wrapped, optimizer = accelerator.prepare(model, adam)
     sets = tuple(CropSet(each, config.height, config.width) for each in crops)
     summary: dict[str, Any] = run.lines()[-1] if done and run.lines() else {}
@@ -145,20 +159,13 @@ def train(out: Path, config: TrainConfig, *, device: str = "auto", resume: bool 
         if best:
             result["best_test_mean_ap_of_any_epoch"] = best
     if accelerator.is_main_process:
-        model.cpu().save_pretrained(run.path / "model")
+        # What a killed process left: the run is not finished.
+        shutil.rmtree(run.path / "model", ignore_errors=True)
+        with atomic_folder(run.path / "model") as temporary:
+            model.cpu().save_pretrained(temporary)
         run.finish(result)
     accelerator.wait_for_everyone()
     return result
-
-
-def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "steps", "steps_two", "identities", "instances", "height", "width"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    if not 0 <= config.beta <= 1 or not 0 <= config.momentum <= 1:
-        raise UserError(f"--beta {config.beta}, --momentum {config.momentum}: both must lie between 0 and 1")
-    if config.refinement < 0:
-        raise UserError(f"--refinement {config.refinement}: must not be negative")
 
 
 def _accelerator(device: str) -> Accelerator:
