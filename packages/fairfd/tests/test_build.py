@@ -83,9 +83,9 @@ def test_partner_and_driving_image_are_the_same_for_every_approach(built):
     assert sorted(next(iter(p)) for p in partners.values()) == sorted(partners)
 
 
-def test_the_same_bytes_with_one_worker_and_four(built, pristine, tmp_path):
+def test_the_same_bytes_with_one_worker_and_two(built, pristine, tmp_path):
     manifest, out = built
-    again = build(pristine, tmp_path / "out", APPROACHES, seed=5, workers=4, size=SIZE, ratios=RATIOS)
+    again = build(pristine, tmp_path / "out", APPROACHES, seed=5, workers=2, size=SIZE, ratios=RATIOS)
     assert again.samples == manifest.samples
     assert content(tmp_path / "out") == content(out)
 
@@ -266,6 +266,20 @@ def test_unreadable_images_are_collected_and_only_left_out_when_asked(tmp_path):
     assert broken.name in (tmp_path / "out" / "skipped.csv").read_text()
 
 
+def test_a_build_that_never_had_an_image_leaves_no_folder(tmp_path):
+    write_drawn_faces(tmp_path / "in", persons=2, images=1, size=SIZE)
+    manifest = Manifest.scan(tmp_path / "in")
+    for path in (tmp_path / "in").rglob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match="unreadable images"):
+        build(manifest, tmp_path / "out", ("self_blend",), workers=1, size=SIZE)
+    for path in (tmp_path / "in").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="images are missing"):
+        build(manifest, tmp_path / "out", ("self_blend",), workers=1, size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
 def test_photographs_are_cropped_and_refused_otherwise(tmp_path):
     face = read_image(embedded_pictures()["astronaut"])[:300, 60:400]
     for name in ("A1", "A2"):
@@ -317,7 +331,7 @@ def test_finished_forgeries_get_the_frame_of_their_own_base(tmp_path):
         ({"approaches": ("self_blend", "self_blend")}, "self_blend is given twice"),
         ({"approaches": {"masks": Picky()}}, "masks"),
         ({"approaches": ("no_such",)}, "'no_such' is not one of"),
-        ({"size": 8}, "size 8 is too small"),
+        ({"size": 8}, "size 8: images of faces have 16"),
         ({"quality": 0}, "quality 0"),
     ],
 )

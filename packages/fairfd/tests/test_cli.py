@@ -115,8 +115,8 @@ def test_from_faces_to_a_page_by_the_examples_of_the_help(place: Path) -> None:
         for example in examples[name]:
             if any(example.startswith(each) for each in skipped):
                 continue
-            # The chain that everything rests on runs as separate processes; they share nothing but files.
-            start = process if name in ("build", "metrics") else fairfd
+            # `build` has worker processes of its own.
+            start = process if name == "build" else fairfd
             result = start(place, *example.split()[1:])
             assert result.returncode == 0, f"{example}\n{result.stderr}"
             assert result.stdout.strip()
@@ -128,6 +128,26 @@ def test_from_faces_to_a_page_by_the_examples_of_the_help(place: Path) -> None:
     assert audit["data"]["groups"] == ["A", "B"]
     assert "<svg" in (place / "report.html").read_text()
     assert (place / "pruned" / "model.safetensors").exists()
+    # What a person would lose: outputs are never inputs, and what was passed over is said.
+    for arguments in (
+        ("metrics", "scores.csv", "-o", "scores.csv"),
+        ("metrics", "scores.csv", "-o", "m.json", "--html", "scores.csv"),
+        ("report", "metrics.json", "-o", "metrics.json"),
+        ("score", "forged/manifest.csv", "--detector", "runs/spsl", "-o", "forged/manifest.csv"),
+        ("scan", "photos", "--layout", "plain", "--demographics", "people.csv", "-o", "people.csv"),
+    ):
+        refused = fairfd(place, *arguments)
+        assert refused.returncode == 2
+        assert "is an input" in refused.stderr, refused.stderr
+    lines = (place / "forged/manifest.csv").read_text().splitlines()
+    image = lines[1].split(",")[0]
+    (place / "forged" / image).write_bytes(b"broken")
+    score = ("score", "forged/manifest.csv", "--detector", "runs/spsl", "-o", "some.csv")
+    assert fairfd(place, *score).returncode == 2
+    passed = fairfd(place, *score, "--skip-bad")
+    assert passed.returncode == 3
+    assert "fairfd: skipped:" in passed.stderr
+    assert image in passed.stderr
 
 
 def test_an_unlabelled_folder_is_labelled_by_a_table_only(place: Path) -> None:
@@ -241,11 +261,46 @@ def test_every_verb_answers_a_mistake_in_one_line(place: Path) -> None:
 def test_wrong_detectors_are_named(place: Path) -> None:
     rows = [{"image": "faces/A/x.png", "identity": "p", "group": "A", "approach": "real", "label": 0, "split": "test"}]
     write_csv(place / "one-image.csv", rows)
-    for detector, words in (("nothing", "nothing"), ("other", "names no detector"), ("empty", "holds no detector")):
-        (place / "empty").mkdir(exist_ok=True)
-        (place / "other").mkdir(exist_ok=True)
-        (place / "other" / "config.json").write_text('{"detector": "resnet"}')
+    configurations = {
+        "other": '{"detector": "resnet"}',
+        "list": "[]",
+        "deep": '{"a":' * 50_000,
+        "number": '{"detector": 7}',
+        "types": '{"detector": "small", "in_size": "x", "front": 7}',
+        "huge": '{"detector": "small", "in_size": 99999999999999, "front": "rgb"}',
+        "remote": '{"detector": "timm", "in_size": 32, "model": "hf-hub:a/b"}',
+    }
+    for name, text in configurations.items():
+        (place / name).mkdir(exist_ok=True)
+        (place / name / "config.json").write_text(text)
+        (place / name / "model.safetensors").write_bytes(b"")
+    (place / "empty").mkdir(exist_ok=True)
+    for detector, words in (
+        ("nothing", "nothing"),
+        ("other", "names no detector"),
+        ("empty", "holds no detector"),
+        ("list", "expected an object"),
+        ("deep", "nested too deeply"),
+        ("number", "names no detector"),
+        ("types", "describes no detector"),
+        ("huge", "in_size"),
+        ("remote", "no such model"),
+    ):
         result = fairfd(place, "score", "one-image.csv", "--detector", detector, "-o", "never.csv")
         assert result.returncode == 2
         assert words in result.stderr
         assert not (place / "never.csv").exists()
+
+
+def test_a_revision_is_of_the_hub_alone(place: Path) -> None:
+    write_csv(
+        place / "one-image.csv", [{"image": "x.png", "identity": "p", "group": "A", "approach": "real", "label": 0}]
+    )
+    for detector, extra, words in (
+        ("small-rgb", ("--pretrained", "x"), "of a detector of the Hub"),
+        ("hf:photos", (), "is a folder; --revision"),
+    ):
+        arguments = ("--detector", detector, "--revision", "v1", *extra, "-o", "never.csv")
+        result = fairfd(place, "score", "one-image.csv", *arguments)
+        assert result.returncode == 2
+        assert words in result.stderr

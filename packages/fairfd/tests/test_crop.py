@@ -83,6 +83,27 @@ def test_several_faces_are_numbered_and_small_ones_are_passed_over(astronaut, tm
     assert not (tmp_path / "none").exists()
 
 
+def test_unreadable_photographs_are_passed_over_and_nothing_is_written_over(astronaut, tmp_path):
+    photos = tmp_path / "photos"
+    write_image(photos / "astronaut.png", astronaut)
+    (photos / "broken.png").write_bytes((photos / "astronaut.png").read_bytes()[:2000])
+    report = crop_faces(photos, tmp_path / "crops", size=64)
+    assert [path.name for path in report.written] == ["astronaut.png"]
+    assert len(report.skipped) == 1
+    assert "broken.png" in report.skipped[0]
+    with pytest.raises(UserError, match="--overwrite"):
+        crop_faces(photos, tmp_path / "crops", size=64)
+    crop_faces(photos, tmp_path / "crops", size=64, overwrite=True)
+    before = (photos / "astronaut.png").read_bytes()
+    with pytest.raises(UserError, match="is an input"):
+        crop_faces(photos, photos, size=64, overwrite=True)
+    assert (photos / "astronaut.png").read_bytes() == before
+    write_image(photos / "astronaut.jpg", astronaut)
+    with pytest.raises(UserError, match="both would become"):
+        crop_faces(photos, tmp_path / "shared", size=64)
+    assert not (tmp_path / "shared").exists()
+
+
 def test_a_folder_without_any_face_is_an_error(tmp_path):
     write_image(tmp_path / "wall.png", np.full((64, 64, 3), 0.5, np.float32))
     with pytest.raises(UserError, match=r"no face of 48 pixels or more found in 1 pictures \(wall\.png\)"):
@@ -146,7 +167,7 @@ def test_bad_landmark_files_are_one_line_errors(tmp_path, bad):
         read_landmarks(tmp_path / "bad.npy")
     (tmp_path / "text.npy").write_text("1 2 3")
     for name in ("text.npy", "absent.npy"):
-        with pytest.raises(UserError, match=f"{name}: cannot read the landmarks"):
+        with pytest.raises(UserError, match=f"{name}: cannot read"):
             read_landmarks(tmp_path / name)
 
 

@@ -232,9 +232,27 @@ def test_folders_without_the_right_model_are_one_line_errors(tmp_path, base, pip
         forged("vae_resynth", base, weights=str(tmp_path))
     with pytest.raises(UserError, match="holds UNet2DConditionModel; an AutoencoderKL or AutoencoderTiny is needed"):
         forged("vae_resynth", base, weights=str(pipelines(4) / "unet"))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="cannot load it as AutoPipelineForImage2Image") as error:
         forged("diffusers_img2img", base, weights=str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"_class_name": "StableDiffusionPipeline", "unet": ["payload", "Model"]},
+        {"_class_name": ["payload", "Pipeline"]},
+        {"_class_name": "NoSuchPipeline"},
+        {"_class_name": "StableDiffusionPipeline", "unet": [["payload"], "Model"]},
+    ],
+)
+def test_modules_that_a_pipeline_names_are_not_imported(tmp_path, base, monkeypatch, index):
+    (tmp_path / "payload.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names a pipeline|of neither diffusers"):
+        forged("diffusers_img2img", base, weights=str(tmp_path))
 
 
 def test_the_extra_is_named_when_diffusers_is_missing(autoencoder, base, monkeypatch):

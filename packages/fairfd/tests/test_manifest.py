@@ -114,7 +114,7 @@ def test_a_manifest_that_is_not_text_is_an_error(tmp_path):
 def test_a_broken_json_line_is_named(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"image": "a", "group": "A", "approach": "real", "label": 0}\n{"image": \n')
-    with pytest.raises(UserError, match="row 2 is not JSON"):
+    with pytest.raises(UserError, match="row 2: is not valid JSON"):
         Manifest.read(path)
     path.write_text('{"image": "a"}\n')
     with pytest.raises(UserError, match="row 1 needs the keys"):

@@ -70,7 +70,7 @@ def test_a_column_vector_is_a_vector(saved):
 def test_pickles_and_other_files_are_refused_by_name(saved, tmp_path):
     path = saved / "spsl" / "FaceSwap_Asian.npy"
     for content, message in (
-        (np.array([None, 1.0], dtype=object), "not a plain numpy array"),
+        (np.array([None, 1.0], dtype=object), "holds Python objects"),
         (np.zeros((3, 2)), "one P\\(fake\\) per image"),
         (np.array([1, 0]), "one P\\(fake\\) per image"),
         (np.array([0.1, 1.4]), "must be finite and in"),

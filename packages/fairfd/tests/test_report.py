@@ -249,5 +249,5 @@ def test_report_refuses_nothing_twins_and_foreign_files(even: Audit, tmp_path: P
     (tmp_path / "other.json").write_text('{"audits": [{}]}')
     with pytest.raises(UserError, match=r"other\.json: not an audit file"):
         Report.read(tmp_path / "other.json")
-    with pytest.raises(UserError, match=r"absent\.json: No such file"):
+    with pytest.raises(UserError, match=r"absent\.json: cannot read"):
         Report.read(tmp_path / "absent.json")

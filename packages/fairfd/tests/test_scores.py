@@ -170,9 +170,9 @@ def test_bad_files_are_named_in_one_line(tmp_path):
     refused("e.csv", "score,score\n1,2\n", "names a column twice")
     refused("f.csv", f"{head}\nü,p,g,real,0,0.1\n".encode("latin-1"), "not UTF-8")
     refused("g.csv", f'{head}\n"' + "x" * 200_000 + '",p,g,real,0,0.1\n', "not a table")
-    refused("h.jsonl", '{"score": 1}\nnonsense\n', "row 2 is not JSON")
+    refused("h.jsonl", '{"score": 1}\nnonsense\n', "row 2: is not valid JSON")
     refused("i.jsonl", '{"score": 1}\n[1]\n', "row 2 is not a JSON object")
-    refused("j.jsonl", '{"score": 1}, {"score": 2}\n', "row 1 is not JSON")
+    refused("j.jsonl", '{"score": 1}, {"score": 2}\n', "row 1: is not valid JSON")
     refused("k.parquet", "x", "ends in .csv, .tsv or .jsonl")
     with pytest.raises(UserError, match="cannot read the scores"):
         read_scores(tmp_path / "absent.csv")
@@ -189,7 +189,7 @@ def test_rows_far_into_a_file_keep_their_numbers(tmp_path):
         read_scores(tmp_path / "s.csv")
     objects = [json.dumps(row) for row in rows]
     (tmp_path / "s.jsonl").write_text("\n".join([*objects[:299], "{", *objects[299:]]))
-    with pytest.raises(UserError, match="row 300 is not JSON"):
+    with pytest.raises(UserError, match="row 300: is not valid JSON"):
         read_scores(tmp_path / "s.jsonl")
 
 

@@ -137,7 +137,7 @@ def test_run_of_another_detector_or_configuration_is_not_resumed(tmp_path: Path)
     train(new_detector(), TRAIN, VAL, replace(QUICK, epochs=1), tmp_path / "run")
     with pytest.raises(UserError, match="epochs was 1"):
         train(new_detector(), TRAIN, VAL, QUICK, tmp_path / "run", resume=True)
-    with pytest.raises(UserError, match="another detector"):
+    with pytest.raises(UserError, match="do not fit SmallDetector"):
         train(
             new_detector("small-srm"),
             TRAIN,

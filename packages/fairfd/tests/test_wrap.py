@@ -154,7 +154,7 @@ def test_transformers_classifier_is_a_detector_and_comes_back_from_disk(vit_fold
 
 
 def test_missing_transformers_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give a folder"):
+    with pytest.raises(UserError, match="no such folder"):
         create_detector(f"hf:{tmp_path / 'nothing'}")
 
 

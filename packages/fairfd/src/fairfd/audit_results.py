@@ -7,6 +7,7 @@ file.
 
 import base64
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
@@ -19,6 +20,9 @@ from fairfd.metrics import Convention
 from fairfd.peers import PeerMetrics
 from fairfd.performance import Gate, Scorecard
 from tenfold.errors import UserError
+from tenfold.reading import parse_json
+
+_LARGEST = sys.float_info.max
 
 FORMAT_VERSION = 1
 """Raised when a field changes its meaning; readers refuse other versions."""
@@ -279,7 +283,7 @@ class Audit:
         Raises:
             UserError: not JSON, another version, a missing or mistyped field (named).
         """
-        return decode_audit(parse_json(text))
+        return decode_audit(parse_audit_json(text))
 
 
 def strict_json(plain: Any) -> str:
@@ -291,16 +295,13 @@ def strict_json(plain: Any) -> str:
     return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def parse_json(text: str) -> Any:
+def parse_audit_json(text: str) -> Any:
     """Parsed JSON, or one clear line.
 
     Raises:
         UserError: not JSON.
     """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not an audit file: {error}") from error
+    return parse_json(text, "not an audit file")
 
 
 def decode_audit(parsed: Any) -> Audit:
@@ -345,9 +346,10 @@ def decode(kind: Any, parsed: Any, where: str) -> Any:
         return tuple(decode(inner[0], item, f"{where}[{index}]") for index, item in enumerate(parsed))
     if origin is dict and isinstance(parsed, Mapping):
         return {key: decode(inner[1], item, f"{where}.{key}") for key, item in parsed.items()}
-    if origin is Literal and parsed in inner:
+    if origin is Literal and isinstance(parsed, str | int | float) and parsed in inner:
         return parsed
-    if kind is float and isinstance(parsed, int | float) and not isinstance(parsed, bool):
+    # Audits are strict JSON: what is not finite is null.
+    if kind is float and isinstance(parsed, int | float) and not isinstance(parsed, bool) and abs(parsed) <= _LARGEST:
         return float(parsed)
     if kind in (int, str, bool) and type(parsed) is kind:
         return parsed

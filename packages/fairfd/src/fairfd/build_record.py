@@ -8,13 +8,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from fairfd.forging import Forged, Prepared
 from fairfd.manifest import Manifest
 from fairfd.plan import RECORD, Plan, provenance
-from fairfd.samples import REAL, Sample, meta_of
+from fairfd.samples import REAL, Sample, json_object, meta_of
 from tenfold.errors import UserError
 from tenfold.files import write_text
+from tenfold.reading import read_rows
 
 _MOST_SKIPPED = 0.02
 
@@ -48,7 +50,7 @@ def benchmark_rows(
                     driving_image=plan.image_name(REAL, driving[sample.image].image),
                     mask=plan.mask_name(label, sample.image) if result.has_mask else "",
                     sha256=result.sha256,
-                    meta=json.dumps(facts | json.loads(result.meta), ensure_ascii=False, default=str),
+                    meta=json.dumps(facts | json_object(result.meta), ensure_ascii=False, default=str),
                 )
             )
     return rows
@@ -67,8 +69,14 @@ def _real_row(plan: Plan, sample: Sample, prepared: Prepared) -> Sample:
     )
 
 
-def check_skipped(plan: Plan, usable: Manifest, forged: ForgedImages) -> None:
+def check_skipped(plan: Plan, usable: Manifest, forged: ForgedImages, unprepared: dict[str, str]) -> None:
     """List the skipped faces in `skipped.csv`.
+
+    Args:
+        plan: the build.
+        usable: the images that could be prepared.
+        forged: what became of them.
+        unprepared: the images that could not, each with the reason.
 
     Raises:
         UserError: an approach skipped too many faces of a group.
@@ -77,7 +85,8 @@ def check_skipped(plan: Plan, usable: Manifest, forged: ForgedImages) -> None:
     for (label, image), result in sorted(forged.items()):
         if result.skipped:
             skipped[label][image] = result.skipped
-    lines = [(label, image, reason) for label, reasons in skipped.items() for image, reason in reasons.items()]
+    lines = [(REAL, image, reason) for image, reason in unprepared.items()]
+    lines += [(label, image, reason) for label, reasons in skipped.items() for image, reason in reasons.items()]
     if lines:
         write_skipped(plan, lines)
     for label, reasons in skipped.items():
@@ -112,6 +121,13 @@ def write_skipped(plan: Plan, lines: Iterable[tuple[str, str, str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("approach", "image", "reason"), *lines])
     write_text(plan.out / "skipped.csv", text.getvalue())
+
+
+def read_unprepared(out: Path) -> list[str]:
+    """A line for each pristine image that a finished build had to leave out."""
+    listed = out / "skipped.csv"
+    rows = read_rows(listed, ("approach", "image", "reason")) if listed.is_file() else []
+    return [f"{row['image']}: {row['reason']}" for row in rows if row["approach"] == REAL]
 
 
 def landmark_remarks(benchmark: Manifest) -> list[str]:

@@ -24,13 +24,14 @@ from fairfd.build_record import (
 )
 from fairfd.crew import crew, work_off
 from fairfd.forgers.registry import Forger
-from fairfd.forging import Face, Forged, ForgeJob, Prepared, PrepareJob, forge, prepare
+from fairfd.forging import Face, Forged, ForgeJob, Prepared, PrepareJob, forge, from_record, prepare
 from fairfd.journal import Journal, recipe_of
 from fairfd.manifest import Manifest, file_sha256
 from fairfd.pairing import driving_images, partner_map
-from fairfd.plan import BuildConfig, Plan, make_plan, open_folder, provenance
+from fairfd.plan import BuildConfig, Plan, make_plan, open_folder, provenance, withdraw
 from fairfd.samples import REAL, Sample, few, meta_of
 from tenfold.errors import UserError
+from tenfold.files import remove_stale
 from tenfold.runs import track
 
 DEFAULT_APPROACHES = ("landmark_swap", "self_blend", "warp_reenact", "region_edit", "gan_upsample_sim")
@@ -84,7 +85,19 @@ def build(
     """
     config = BuildConfig(seed, size, format, quality, balance, crop, ratios, allow_skips, skip_bad)
     plan = make_plan(manifest, Path(out), approaches, config, workers)
+    is_new = not plan.out.exists()
     open_folder(plan, resume)
+    try:
+        return _build(plan)
+    except UserError:
+        if is_new:
+            withdraw(plan.out)
+        raise
+
+
+def _build(plan: Plan) -> Manifest:
+    config = plan.config
+    remove_stale(plan.out, recursive=True)
     with Journal(plan.out / "build.jsonl") as journal, crew(plan.workers) as pool:
         prepared = _prepare_all(plan, journal, pool)
         usable = _usable(plan, prepared)
@@ -92,7 +105,7 @@ def build(
         driving = driving_images(usable, partners, config.seed)
         forged = _forge_all(plan, usable, driving, prepared, journal, pool)
     journal.tidy()
-    check_skipped(plan, usable, forged)
+    check_skipped(plan, usable, forged, {image: each.skipped for image, each in prepared.items() if each.skipped})
     rows = benchmark_rows(plan, usable, prepared, forged, partners, driving)
     benchmark = Manifest(plan.out.resolve(), tuple(rows))
     if config.balance != "none":
@@ -117,7 +130,7 @@ def _prepare_all(plan: Plan, journal: Journal, pool: Executor | None) -> dict[st
         recipes[sample.image] = recipe
         found = journal.find(f"{REAL}:{sample.image}", recipe, job.out)
         if found is not None and (found["skipped"] or job.out_landmarks.is_file()):
-            prepared[sample.image] = Prepared.from_record(found)
+            prepared[sample.image] = from_record(Prepared, found, journal.path)
         else:
             jobs.append(job)
     for result in track(work_off(prepare, jobs, pool), "preparing", len(jobs)):
@@ -192,7 +205,7 @@ def _forge_all(
             if found is None:
                 waiting.append(label)
             else:
-                forged[label, image] = Forged(**found)
+                forged[label, image] = from_record(Forged, found, journal.path)
         # Large models stay in this process; everything else goes to the workers.
         large = [label for label in waiting if getattr(plan.forgers[label], "one_process", False)]
         for jobs, labels in ((pooled, [label for label in waiting if label not in large]), (alone, large)):

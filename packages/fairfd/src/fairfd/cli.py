@@ -1,5 +1,7 @@
 """The command line: verbs parse, call and print. `fairfd --help` lists them."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -7,7 +9,9 @@ from cyclopts import Parameter
 
 from fairfd.recipe import TrainConfig
 from tenfold import UserError
-from tenfold.cli import EXIT_LIMIT_BROKEN, Paper, RunOptions, create_app, run, verb
+from tenfold.cli import EXIT_LIMIT_BROKEN, EXIT_OK, EXIT_SOME_SKIPPED, Paper, RunOptions, create_app, run, verb
+from tenfold.files import check_writable
+from tenfold.options import Count, OpenShare, Seed, Size
 
 PAPER = Paper(
     title="Thinking Racial Bias in Fair Forgery Detection: Models, Datasets and Evaluations",
@@ -23,6 +27,23 @@ Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 Names = Annotated[tuple[str, ...], Parameter(negative=())]
 Layout = Literal["fairfd", "rfw", "folders", "plain", "deepfakebench", "aiface"]
 Empty = Literal["raise", "drop", "nan"]
+
+
+def _target(out: Path, *inputs: Path | None) -> Path:
+    """A file that can be written and is none of the inputs, before anything is computed for it."""
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file to write")
+    if any(each is not None and each.exists() and out.resolve() == each.resolve() for each in inputs):
+        raise UserError(f"{out}: is an input and would be overwritten; name another file")
+    check_writable(out)
+    return out
+
+
+def _skipped(faults: Sequence[str]) -> int:
+    """Name the files that were passed over; the exit code that says so."""
+    for fault in faults:
+        print(f"fairfd: skipped: {fault}", file=sys.stderr)
+    return EXIT_SOME_SKIPPED if faults else EXIT_OK
 
 
 # ------------------------------------------------------------------------------------------------------------------ data
@@ -58,6 +79,7 @@ def scan(
     """
     from fairfd.manifest import Manifest
 
+    _target(out, root, demographics)
     manifest = Manifest.scan(
         root, layout, demographics=demographics, group=group or None, group_column=group_column or None, images=images
     )
@@ -69,8 +91,14 @@ def scan(
 
 @verb(app, "fairfd crop photos/ crops --size 128")
 def crop(
-    photos: Path, out: Path, *, size: int = 256, smallest: int = 48, faces: Literal["largest", "all"] = "largest"
-) -> None:
+    photos: Path,
+    out: Path,
+    *,
+    size: Count = 256,
+    smallest: Count = 48,
+    faces: Literal["largest", "all"] = "largest",
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
     """Cut the faces out of photographs, with landmarks beside each.
 
     Args:
@@ -79,16 +107,18 @@ def crop(
         size: Side of the crops in pixels.
         smallest: Faces narrower than this, in pixels of the photograph, are passed over.
         faces: Only the largest face of a photograph, or all.
+        overwrite: Write over crops that are there; never over a photograph.
     """
     from fairfd.crop import crop_faces
 
-    report = crop_faces(photos, out, size=size, smallest=smallest, faces=faces)
+    report = crop_faces(photos, out, size=size, smallest=smallest, faces=faces, overwrite=overwrite)
     print(f"{len(report.written)} faces -> {out}")
     for reason, paths in (("no face found in", report.without_face), ("only small faces in", report.too_small)):
         if paths:
             print(
                 f"{reason} {len(paths)}: {', '.join(path.name for path in paths[:5])}{' ...' if len(paths) > 5 else ''}"
             )
+    return _skipped(report.skipped)
 
 
 @verb(
@@ -105,14 +135,14 @@ def build(
     balance: Literal["identities", "images", "none"] = "identities",
     crop: bool = False,
     demographics: Path | None = None,
-    size: int = 256,
+    size: Count = 256,
     image_format: Annotated[Literal["png", "jpg"], Parameter(name="--format")] = "png",
-    quality: int = 95,
-    seed: int = 0,
-    workers: int = 2,
+    quality: Count = 95,
+    seed: Seed = 0,
+    workers: Count = 2,
     allow_skips: bool = False,
     skip_bad: bool = False,
-) -> None:
+) -> int:
     """Forge every pristine face with each approach: a balanced benchmark whose splits share no person.
 
     Run it again after an interruption: what is finished is kept.
@@ -133,6 +163,7 @@ def build(
         allow_skips: Accept that an approach could not forge more than 2 % of a group's faces.
         skip_bad: Leave unreadable images out instead of stopping.
     """
+    from fairfd.build_record import read_unprepared
     from fairfd.building import DEFAULT_APPROACHES
     from fairfd.building import build as build_benchmark
     from fairfd.manifest import Manifest
@@ -159,6 +190,7 @@ def build(
     print(
         f"{len(built)} images of {len(built.groups())} groups, {', '.join(built.approaches())} -> {out / 'manifest.csv'}"
     )
+    return _skipped(read_unprepared(out))
 
 
 def _ratios(text: str) -> dict[str, float]:
@@ -182,7 +214,7 @@ def approaches() -> None:
 
 
 @verb(app, "fairfd verify forged/manifest.csv")
-def verify(manifest: Path, *, min_identities: int = 20, allow_duplicates: bool = False) -> None:
+def verify(manifest: Path, *, min_identities: Size = 20, allow_duplicates: bool = False) -> None:
     """Check what the fairness numbers rest on: splits, groups, partners, counts, files, codecs.
 
     Args:
@@ -212,7 +244,8 @@ def train(
     detector: str,
     options: RunOptions,
     pretrained: str | None = None,
-    in_size: int | None = None,
+    in_size: Count | None = None,
+    revision: str | None = None,
     approach: Names = (),
     recipe: TrainConfig = TrainConfig(),  # noqa: B008  # frozen
 ) -> None:
@@ -225,6 +258,7 @@ def train(
         detector: xception, core, spsl, f3net, ffd, recce, ucf, srm, capsule, pgfdd, dag-fdd, daw-fdd, small-rgb, small-spsl, ..., timm:NAME, probe:NAME, hf:NAME. The small ones go with the presets tiny and small, the others with paper.
         pretrained: imagenet, a file of ImageNet weights, a trained detector's folder, or deepfakebench:FILE.
         in_size: Side of the network's input; the detector's own by default.
+        revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         approach: Train on these forgeries only; repeat for several.
     """
     from fairfd.detectors import create_detector
@@ -236,7 +270,7 @@ def train(
     shown = (REAL, *approach) if approach else None
     training, validation = data.subset("train", shown), data.subset("val", shown)
     seed_everything(recipe.seed)
-    model = create_detector(detector, pretrained, in_size)
+    model = create_detector(detector, pretrained, in_size, **_at(detector, revision))
     result = train_detector(model, training, validation, recipe, options.out, options.resume, options.device)
     kept = f"after epoch {result.best_epoch} of {len(result.history)}"
     print(f"validation AUC {result.best_auc:.4f} {kept} -> {options.out / 'model'}")
@@ -250,11 +284,12 @@ def score(
     out: Out = Path("scores.csv"),
     split: str | None = None,
     pretrained: str | None = None,
-    batch_size: int = 32,
+    revision: str | None = None,
+    batch_size: Count = 32,
     device: str = "auto",
     gray: bool = False,
     skip_bad: bool = False,
-) -> None:
+) -> int:
     """Score every image of a manifest with a detector.
 
     Args:
@@ -263,6 +298,7 @@ def score(
         out: The score file to write, .csv or .jsonl.
         split: Only this split.
         pretrained: Weights for a detector given by name.
+        revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         batch_size: Images at a time.
         device: auto, cpu, cuda, ...
         gray: Test on luminance, as the paper's colour ablation does.
@@ -270,21 +306,37 @@ def score(
     """
     from fairfd.detectors import create_detector, load_detector
     from fairfd.manifest import Manifest
-    from fairfd.scoring import score as score_images
+    from fairfd.samples import few
+    from fairfd.scoring import score_readable
 
+    _target(out, manifest)
     data = Manifest.read(manifest)
     data = data.subset(split) if split else data
     if Path(detector).exists():
         model = load_detector(detector)
     elif pretrained or detector.startswith("hf:"):
-        model = create_detector(detector, pretrained)
+        model = create_detector(detector, pretrained, None, **_at(detector, revision))
     else:
         raise UserError(
             f"--detector {detector}: no such folder; a network by name needs trained weights (--pretrained)"
         )
-    table = score_images(model, data, batch_size, device, skip_bad=skip_bad, colour="gray" if gray else "rgb")
+    table, faults = score_readable(model, data, batch_size, device, colour="gray" if gray else "rgb")
+    if faults and not skip_bad:
+        raise UserError(
+            f"{len(faults)} of {len(data)} images cannot be read; mend them or pass --skip-bad: {few(faults)}"
+        )
     table.write(out)
     print(f"{len(table)} scores of {table.detector} -> {out}")
+    return _skipped(faults)
+
+
+def _at(detector: str, revision: str | None) -> dict[str, str]:
+    """The revision as an option of `create_detector`, for what comes from the Hub."""
+    if revision is None:
+        return {}
+    if not detector.startswith("hf:"):
+        raise UserError(f"--revision {revision}: is of a detector of the Hub, hf:NAME, not of {detector}")
+    return {"revision": revision}
 
 
 @verb(app, "fairfd prune forged/manifest.csv --detector runs/spsl --rate .01 --out pruned")
@@ -298,7 +350,7 @@ def prune(
     statistic: Literal["mean_of_norm", "norm_of_mean"] = "mean_of_norm",
     calibration: str = "val",
     evaluation: str = "test",
-    batch_size: int = 32,
+    batch_size: Count = 32,
 ) -> None:
     """Zero the weights of each layer that weigh least against their channel's bias between groups (BPFA).
 
@@ -337,14 +389,14 @@ def metrics(
     html: Path | None = None,
     convention: Literal["official", "paper", "both"] = "both",
     threshold: float = 0.5,
-    n_boot: int = 1000,
-    n_perm: int = 999,
-    seed: int = 0,
+    n_boot: Size = 1000,
+    n_perm: Size = 999,
+    seed: Seed = 0,
     empty: Empty = "raise",
     limit: Annotated[tuple[str, ...], Parameter(name="--max", negative=())] = (),
     group_by: str = "group",
-    min_group: int = 0,
-    min_identities: int = 20,
+    min_group: Size = 0,
+    min_identities: Size = 20,
     video: str | None = "video",
     logits: bool = False,
     allow_duplicates: bool = False,
@@ -385,6 +437,9 @@ def metrics(
     from fairfd.tables import metrics_table
 
     limits = parse_limits(limit)
+    _target(out, scores)
+    if html:
+        _target(html, scores, out)
     columns = tuple(part.strip() for part in group_by.split(","))
     how = ScoreFormat(columns, min_group, video, logits, allow_duplicates, min_identities)
     conventions = {"official": (OFFICIAL,), "paper": (PRINTED,), "both": (OFFICIAL, PRINTED)}[convention]
@@ -440,13 +495,14 @@ def report(metrics: Annotated[tuple[Path, ...], Parameter(negative=())], *, out:
 
     if not metrics:
         raise UserError("name at least one JSON file written by `fairfd metrics`")
+    _target(out, *metrics)
     page = Report.read(*metrics)
     page.to_html(out)
     print(f"{_counted(len(page.audits), 'detector')} -> {out}")
 
 
 @verb(app, "fairfd thresholds scores.csv")
-def thresholds(scores: Path, *, fraction: float = 0.5, threshold: float = 0.5, seed: int = 0) -> None:
+def thresholds(scores: Path, *, fraction: OpenShare = 0.5, threshold: float = 0.5, seed: Seed = 0) -> None:
     """Show what a threshold for each group would change, judged on people who did not set it.
 
     Args:
@@ -488,6 +544,7 @@ def import_official(folder: Path, *, out: Out = Path("scores.csv")) -> None:
     from fairfd.official_scores import read_official_scores
     from fairfd.score_table import write_score_tables
 
+    _target(out)
     tables = read_official_scores(folder)
     write_score_tables(out, tables.values())
     print(f"{sum(map(len, tables.values()))} scores of {_counted(len(tables), 'detector')} -> {out}")
@@ -496,7 +553,7 @@ def import_official(folder: Path, *, out: Out = Path("scores.csv")) -> None:
 
 
 @verb(app, "fairfd demo --out fairfd-demo")
-def demo(*, out: Out = Path("fairfd-demo"), seed: int = 0) -> None:
+def demo(*, out: Out = Path("fairfd-demo"), seed: Seed = 0) -> None:
     """Draw faces, forge them, train two small detectors, audit them and write the report: everything, in under a minute.
 
     Args:

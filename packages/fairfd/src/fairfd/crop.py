@@ -18,7 +18,8 @@ from fairfd.landmarks import CROP_EYE_DISTANCE, CROP_EYE_HEIGHT, landmark_scheme
 from fairfd.mean_face import Pose, align_mean_face, place_shape
 from fairfd.samples import few
 from tenfold.errors import UserError
-from tenfold.files import atomic_path
+from tenfold.files import atomic_path, check_writable
+from tenfold.folders import Job, check_jobs, work_on_files
 from tenfold.images import list_images, read_image, write_image
 from tenfold.runs import track
 
@@ -52,11 +53,13 @@ class CropReport:
         written: the crops.
         without_face: photographs in which no face was found.
         too_small: photographs whose faces are all too small.
+        skipped: a line for each photograph that could not be read.
     """
 
     written: tuple[Path, ...]
     without_face: tuple[Path, ...]
     too_small: tuple[Path, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def find_faces(image: Float[np.ndarray, "h w 3"]) -> list[Pose]:
@@ -155,6 +158,7 @@ def crop_faces(
     size: int = 256,
     smallest: int = 48,
     faces: Literal["largest", "all"] = "largest",
+    overwrite: bool = False,
 ) -> CropReport:
     """Cut the faces out of photographs.
 
@@ -167,37 +171,57 @@ def crop_faces(
         size: side of the crops, pixels.
         smallest: faces narrower than this (in pixels of the photograph) are passed over.
         faces: only the largest face of each photograph, or all.
+        overwrite: write over crops that are there, never over a photograph.
 
     Raises:
-        UserError: no photographs, or no face in any of them.
+        UserError: no photographs, no face in any of them, or a crop that would take the place of something.
     """
+    if not 16 <= size <= 8192 or smallest < 1:
+        raise UserError(f"size {size}, smallest {smallest}: crops have 16 to 8192 pixels, faces at least 1")
     folder, out = Path(folder), Path(out)
     photographs = list_images(folder)
     root = folder if folder.is_dir() else folder.parent
+    names = {path: path.relative_to(root).with_suffix("").as_posix() for path in photographs}
+    if out.is_file():
+        raise UserError(f"{out}: is a file; choose a folder for the crops")
+    check_writable(out / "crop.png")
+    jobs = [Job(path, out / f"{name}.png") for path, name in names.items()]
+    # Landmarks that lie beside a photograph are an input too.
+    jobs += [Job(path.with_suffix(".npy"), out / f"{name}.npy") for path, name in names.items()]
+    check_jobs(jobs, overwrite)
+    inputs = {job.source.resolve() for job in jobs}
     written: list[Path] = []
-    without_face: list[Path] = []
-    too_small: list[Path] = []
-    for path in track(photographs, "cropping faces"):
+    # Photographs without a large face, and whether they have a small one.
+    passed_over: dict[Path, bool] = {}
+
+    def work(path: Path) -> None:
         image = read_image(path)
         found = find_faces(image)
         large = [pose for pose in found if pose.eye_distance / _BOX_EYE_DISTANCE >= smallest]
         if not large:
-            (too_small if found else without_face).append(path)
-            continue
-        chosen = large[:1] if faces == "largest" else large
+            passed_over[path] = bool(found)
+        chosen = large if faces == "all" else large[:1]
         for number, pose in enumerate(chosen, 1):
-            name = path.stem if len(chosen) == 1 else f"{path.stem}-{number}"
-            target = out / path.relative_to(root).parent / f"{name}.png"
+            target = out / f"{names[path]}{'' if len(chosen) == 1 else f'-{number}'}.png"
+            # Another photograph may have the very name that a second face gets.
+            if target in written or target.resolve() in inputs or (target.exists() and not overwrite):
+                raise UserError(
+                    f"{path}: its face {number} would become {target}, which is there; rename the photograph"
+                )
             square = face_square(pose)
             write_image(target, cut(image, square, size))
             write_landmarks(target.with_suffix(".npy"), into_square(place_shape(pose), square, size))
             written.append(target)
+
+    report = work_on_files(track(photographs, "cropping faces"), work, alone=folder.is_file())
     if not written:
         tried = few([path.name for path in photographs])
         raise UserError(
             f"{folder}: no face of {smallest} pixels or more found in {len(photographs)} pictures ({tried})"
         )
-    return CropReport(tuple(written), tuple(without_face), tuple(too_small))
+    without_face = tuple(path for path, has_face in passed_over.items() if not has_face)
+    too_small = tuple(path for path, has_face in passed_over.items() if has_face)
+    return CropReport(tuple(written), without_face, too_small, tuple(report.skipped))
 
 
 def write_landmarks(path: Path, landmarks: Float[np.ndarray, "k 2"]) -> None:

@@ -22,6 +22,7 @@ from fairfd.recipe import Augmentation
 from tenfold import UserError
 from tenfold.files import atomic_path
 from tenfold.images import read_image
+from tenfold.reading import read_array
 from tenfold.runs import track
 
 
@@ -156,7 +157,7 @@ class ManifestDataset(FaceDataset):
                     file = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                     self._decode_into(file, threads)
                     file.flush()
-            images = np.load(path, mmap_mode="r")
+            images = read_array(path, map_to_disk=True)
         masks = self.masks(range(len(self))) if any(sample.mask for sample in self.samples) else None
         return ArrayDataset(images, self.samples, masks)
 

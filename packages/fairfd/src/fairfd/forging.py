@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -102,14 +102,6 @@ class Prepared:
     skipped: str = ""
     unreadable: bool = False
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Prepared":
-        """From a dictionary as `dataclasses.asdict` and JSON leave it."""
-        fields: dict[str, Any] = dict(record)
-        fields["square"] = Square(**record["square"])
-        fields["picture"] = tuple(record["picture"])
-        return cls(**fields)
-
 
 @dataclass(frozen=True)
 class Face:
@@ -174,6 +166,30 @@ class Forged:
     has_mask: bool = False
     meta: str = ""
     skipped: str = ""
+
+
+Result = TypeVar("Result", Prepared, Forged)
+
+
+def from_record(kind: type[Result], record: dict[str, Any], source: Path) -> Result:
+    """A result from a dictionary as `dataclasses.asdict` and JSON leave it.
+
+    Args:
+        kind: what it is.
+        record: its fields.
+        source: the journal, for errors.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    fields: dict[str, Any] = dict(record)
+    try:
+        if kind is Prepared:
+            fields["square"] = Square(**record["square"])
+            fields["picture"] = tuple(record["picture"])
+        return kind(**fields)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{source}: is damaged ({error}); delete it, and all images are made again") from None
 
 
 def prepare(job: PrepareJob) -> Prepared:

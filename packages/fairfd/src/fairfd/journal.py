@@ -13,7 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from fairfd.manifest import file_sha256
-from tenfold.files import write_text
+from tenfold.files import write_errors, write_text
+from tenfold.reading import read_text
+
+JOURNAL_LIMIT = 2**34
+"""Bytes: a line of half a kilobyte for each of thirty million images."""
 
 
 def recipe_of(*facts: Any) -> str:
@@ -28,37 +32,43 @@ class Journal:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            for line in read_text(path, JOURNAL_LIMIT).split("\n"):
                 # The last line may be cut short by a crash.
-                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, RecursionError):
                     entry = json.loads(line)
-                    self.entries[entry["key"]] = entry
+                    if isinstance(entry, dict) and isinstance(entry.get("key"), str):
+                        self.entries[entry["key"]] = entry
 
     def __enter__(self) -> "Journal":
-        self._file = self.path.open("a", encoding="utf-8")
+        with write_errors(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with write_errors(self.path):
+            self._file.close()
 
     def find(self, key: str, recipe: str, file: Path) -> dict[str, Any] | None:
         """The result recorded under `key`, if it is the one that the recipe would give and its file is intact."""
         entry = self.entries.get(key)
         if entry is None or entry.get("recipe") != recipe:
             return None
-        result = entry["result"]
+        result = entry.get("result")
+        if not isinstance(result, dict):
+            return None
         if result.get("skipped"):
             return result
-        intact = file.is_file() and file_sha256(file) == result["sha256"]
+        intact = file.is_file() and file_sha256(file) == result.get("sha256")
         return result if intact else None
 
     def add(self, key: str, recipe: str, result: Mapping[str, Any]) -> None:
         """Record a result at once."""
         self.entries[key] = {"key": key, "recipe": recipe, "result": dict(result)}
-        self._file.write(json.dumps(self.entries[key], ensure_ascii=False) + "\n")
-        self._file.flush()
+        with write_errors(self.path):
+            self._file.write(json.dumps(self.entries[key], ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def tidy(self) -> None:
         """Rewrite the file with one line per key, sorted: the same for any order of arrival."""

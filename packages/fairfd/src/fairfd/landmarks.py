@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from fairfd.geometry import apply_affine, fit_similarity
 from tenfold.errors import UserError
+from tenfold.reading import read_array
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,9 @@ def read_landmarks(path: Path) -> Float[np.ndarray, "k 2"]:
     Raises:
         UserError: missing, not a (points, 2) array of finite numbers, or fewer than five points.
     """
-    try:
-        points = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read the landmarks (a .npy file of shape (points, 2) is needed)") from error
+    points = read_array(path)
+    if points.dtype.kind not in "iuf":
+        raise UserError(f"{path}: landmarks are numbers, this holds {points.dtype}")
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 5 or not np.isfinite(points).all():
         raise UserError(f"{path}: landmarks of shape {points.shape}; (points, 2) finite numbers, 5 points or more")
     points = points.astype(np.float64)

@@ -3,7 +3,6 @@
 Group labels are read from folders or tables and never guessed from pixels.
 """
 
-import csv
 import json
 import re
 import warnings
@@ -17,6 +16,7 @@ from fairfd.manifest import Manifest
 from fairfd.samples import REAL, Sample, few
 from tenfold.errors import UserError
 from tenfold.images import list_images
+from tenfold.reading import read_json, read_rows, read_text
 
 _SPLITS = ("train", "val", "test")
 _REAL_FOLDERS = ("data", "real")
@@ -113,7 +113,7 @@ def _five_points(path: Path) -> dict[str, list[float]]:
     """Image name -> x1 y1 ... x5 y5; lines are `path label x1 y1 ... x5 y5`."""
     if not path.is_file():
         return {}
-    rows = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (line.split() for line in read_text(path).splitlines())
     try:
         return {Path(row[0]).name: [float(value) for value in row[2:12]] for row in rows if len(row) >= 12}
     except ValueError as error:
@@ -205,10 +205,7 @@ def _scan_deepfakebench(root: Path, options: ScanOptions) -> Manifest:
     """DeepfakeBench JSON: {set: {label: {split: [{compression:}] {video: {label, frames}}}}}, frame paths below `images`."""
     if root.is_dir():
         raise UserError(f"{root}: name the dataset JSON, e.g. FaceForensics++.json")
-    try:
-        index = json.loads(root.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{root}: not a JSON file") from error
+    index = read_json(root)
     if options.demographics is None:
         raise UserError(f"{root}: no group labels; give a table with columns identity (or video), group (demographics)")
     column = options.group_column or "group"
@@ -313,14 +310,7 @@ def _column(name: str) -> str:
 
 def _table(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of a CSV; column names in lower case with underscores."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [
-                {_column(name): (value or "").strip() for name, value in row.items() if name}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the table (a UTF-8 CSV with a header is needed)") from error
+    rows = [{_column(name): value.strip() for name, value in row.items()} for row in read_rows(path)]
     missing = [name for name in required if not rows or name not in rows[0]]
     if missing:
         raise UserError(f"{path}: column {', '.join(missing)} is missing or the table is empty")

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from fairfd.columns import REAL, listed
 from fairfd.score_table import ScoreTable
 from tenfold.errors import UserError
+from tenfold.reading import read_array
 
 REAL_METHOD = "data"
 """How the authors name the real images."""
@@ -69,11 +70,8 @@ def _method_and_race(path: Path) -> tuple[str, str]:
 
 
 def _load(path: Path) -> Float[np.ndarray, " n"]:
-    try:
-        scores = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a plain numpy array ({error})") from error
-    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.size != max(scores.shape, default=0):
+    scores = read_array(path)
+    if scores.dtype.kind != "f" or scores.size != max(scores.shape, default=0):
         raise UserError(f"{path}: one P(fake) per image is needed, as a vector of floating-point numbers")
     scores = scores.reshape(-1)
     if not np.isfinite(scores).all() or (scores.size and not 0 <= scores.min() <= scores.max() <= 1):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +15,18 @@ from fairfd.forging import Encoding
 from fairfd.journal import recipe_of
 from fairfd.manifest import Manifest
 from fairfd.pairing import partner_map
-from fairfd.samples import REAL
+from fairfd.recipe import MOST_WORKERS
+from fairfd.samples import REAL, few
 from tenfold.errors import UserError
 from tenfold.files import write_text
+from tenfold.options import Seed, check_fields
+from tenfold.reading import read_json_object
 
 # Folders of a benchmark that are no approaches.
 _RESERVED = (REAL, "landmarks", "masks")
+
+MOST_PIXELS = 8192
+"""Of a side."""
 
 RECORD = "build.json"
 """The file that says what was built from what."""
@@ -41,7 +48,7 @@ class BuildConfig:
         skip_bad: leave unreadable images out instead of stopping.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     size: int = 256
     format: Literal["png", "jpg"] = "png"
     quality: int = 95
@@ -93,20 +100,28 @@ class Plan:
 def make_plan(
     manifest: Manifest, out: Path, approaches: Sequence[str] | Mapping[str, Forger], config: BuildConfig, workers: int
 ) -> Plan:
-    """Check everything that can be checked before the first image is read.
+    """Check everything that can be checked before the first image is decoded.
 
     Raises:
-        UserError: bad settings, approaches or manifest; a group with a single person in a split.
+        UserError: bad settings, approaches or manifest; missing images; a group with a single person in a split.
     """
     _check_config(config)
+    if not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"workers is {workers}; give 1 to {MOST_WORKERS}")
     forgers = _forgers(approaches)
     pristine = _pristine(manifest, config)
+    missing = [sample.image for sample in pristine if not pristine.path(sample).is_file()]
+    if missing and not config.skip_bad:
+        raise UserError(
+            f"{manifest.root}: {len(missing)} images are missing: {few(missing)}; drop them, or leave them out by skip_bad"
+        )
     return Plan(pristine, out, config, forgers, output_names(pristine), workers)
 
 
 def _check_config(config: BuildConfig) -> None:
-    if config.size < 16:
-        raise UserError(f"size {config.size} is too small for faces; 16 or more")
+    check_fields(config)
+    if not 16 <= config.size <= MOST_PIXELS:
+        raise UserError(f"size {config.size}: images of faces have 16 to {MOST_PIXELS} pixels")
     if config.format not in ("png", "jpg"):
         raise UserError(f"format {config.format!r} is not png or jpg")
     if not 1 <= config.quality <= 100:
@@ -171,19 +186,33 @@ def open_folder(plan: Plan, resume: bool) -> None:
     if record.is_file():
         if not resume:
             raise UserError(f"{out}: already holds a build; resume it or choose another folder")
-        before = json.loads(record.read_text(encoding="utf-8"))
-        old, new = before["config"], json.loads(json.dumps(settings["config"]))
+        before = read_json_object(record)
+        old, new = before.get("config"), json.loads(json.dumps(settings["config"]))
+        if not isinstance(old, dict):
+            raise UserError(f"{record}: is of no build; choose another folder")
         # What may be skipped decides about the end of a build only.
         changed = [k for k in new if k not in ("allow_skips", "skip_bad") and old.get(k) != new[k]]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r} and is now {new[k]!r}" for k in changed)
             raise UserError(f"{out}: cannot resume with another configuration ({told}); choose another folder")
-        if before["pristine"] != settings["pristine"]:
+        if before.get("pristine") != settings["pristine"]:
             raise UserError(f"{out}: holds a build of other pristine images; choose another folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty and holds no build; choose another folder")
     else:
         write_text(record, json.dumps(settings, indent=2) + "\n")
+
+
+def withdraw(out: Path) -> None:
+    """Take back the folder of a build that stopped before its first image.
+
+    Args:
+        out: made by this build; one that holds anything but the build's own notes is left as it is.
+    """
+    notes = {RECORD, "build.jsonl", "skipped.csv"}
+    files = [path for path in out.rglob("*") if not path.is_dir()]
+    if {path.relative_to(out).as_posix() for path in files} <= notes:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def provenance(forger: Forger) -> dict[str, Any]:

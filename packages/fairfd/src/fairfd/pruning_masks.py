@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fairfd.prune import Method
+from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.config import from_dict
 from tenfold.errors import UserError
-from tenfold.files import atomic_path
 
 FORMAT = "fairfd-pruning-masks-1"
 
@@ -37,8 +37,7 @@ def write_masks(path: Path, masks: Mapping[str, Bool[Tensor, "..."]], record: Pr
     """Write the masks and their record to one safetensors file, whole or not at all."""
     header = {"format": FORMAT} | {key: str(value) for key, value in asdict(record).items() if key != "groups"}
     header["groups"] = "\n".join(record.groups)
-    with atomic_path(path) as temporary:
-        save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, temporary, metadata=header)
+    write_tensors(path, masks, header)
 
 
 def read_masks(path: Path) -> tuple[dict[str, Bool[Tensor, "..."]], PruningRecord]:
@@ -47,18 +46,16 @@ def read_masks(path: Path) -> tuple[dict[str, Bool[Tensor, "..."]], PruningRecor
     Raises:
         UserError: no such file, not safetensors, or a safetensors file of something else.
     """
+    masks, header = read_tensors(path)
+    if header.get("format") != FORMAT or any(mask.dtype != torch.bool for mask in masks.values()):
+        raise UserError(f"{path} holds no pruning masks: expected a file written by `fairfd prune`")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise UserError(f"{path} holds no pruning masks: expected a file written by `fairfd prune`")
-            masks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read pruning masks from {path}: {error}") from error
-    record = PruningRecord(
-        method=header["method"],
-        rate=float(header["rate"]),
-        statistic=header["statistic"],
-        groups=tuple(header["groups"].split("\n")),
-    )
-    return masks, record
+        rate = float(header["rate"])
+        groups = tuple(header["groups"].split("\n"))
+        return masks, from_dict(
+            {"method": header["method"], "rate": rate, "statistic": header["statistic"], "groups": groups},
+            PruningRecord,
+            str(path),
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: the record of its pruning masks is damaged ({error})") from None

@@ -23,6 +23,7 @@ from fairfd.prune import (
 from fairfd.pruning_masks import PruningRecord, write_masks
 from fairfd.samples import REAL
 from tenfold import UserError
+from tenfold.files import atomic_folder, check_writable
 from tenfold.runs import track
 
 STATISTICS = {"mean_of_norm": MEAN_OF_NORM, "norm_of_mean": NORM_OF_MEAN}
@@ -61,6 +62,7 @@ def prune_detector(
     check_rate(rate)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
+    check_writable(out)
     genuine = manifest.subset(calibration, REAL)
     judges = manifest.subset(evaluation)
     require_disjoint_identities([sample.identity for sample in genuine], [sample.identity for sample in judges])
@@ -77,6 +79,7 @@ def prune_detector(
     masks = pruning_masks(detector, method, rate, norms)
     apply_masks(detector, masks)
     make_permanent(detector)
-    detector.save_pretrained(out)
-    write_masks(out / "masks.safetensors", masks, PruningRecord(method, rate, statistic, groups))
+    with atomic_folder(out) as folder:
+        detector.save_pretrained(folder)
+        write_masks(folder / "masks.safetensors", masks, PruningRecord(method, rate, statistic, groups))
     return sum(int((~mask).sum()) for mask in masks.values()), len(masks)

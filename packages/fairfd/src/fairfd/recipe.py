@@ -6,6 +6,10 @@ from typing import Literal
 from cyclopts import Parameter
 
 from tenfold.errors import UserError
+from tenfold.options import Count, NonNegative, Positive, Seed, Size, check_fields
+
+MOST_WORKERS = 1024
+"""Processes that read or forge: more would only fill the process table."""
 
 Augmentation = Literal["none", "flip", "paper"]
 """`none`; `flip`: mirrored with probability .5; `paper`: flip, rotation, blur, colour and JPEG, see `fairfd.augment`."""
@@ -34,22 +38,20 @@ class TrainConfig:
         eval_batch_size: images at a time in validation.
     """
 
-    epochs: int = 10
-    batch_size: int = 32
-    pairs_per_batch: int = 16
-    learning_rate: float = 2e-4
-    weight_decay: float = 5e-4
+    epochs: Count = 10
+    batch_size: Count = 32
+    pairs_per_batch: Count = 16
+    learning_rate: Positive = 2e-4
+    weight_decay: NonNegative = 5e-4
     augment: Augmentation = "paper"
     balance: Balance = "none"
-    seed: int = 1024
+    seed: Seed = 1024
     precision: Literal["auto", "float32"] = "auto"
     cache: Literal["none", "memory", "disk"] = "none"
-    workers: int = 4
-    eval_batch_size: int = 64
+    workers: Size = 4
+    eval_batch_size: Count = 64
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "pairs_per_batch", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.learning_rate > 0 or self.weight_decay < 0 or self.workers < 0 or self.seed < 0:
-            raise UserError("learning_rate must be positive; weight_decay, workers and seed must not be negative")
+        check_fields(self)
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"workers is {self.workers}; give at most {MOST_WORKERS}")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fairfd.audit_results import FORMAT_VERSION, Audit, decode_audit, parse_json, strict_json
+from fairfd.audit_results import FORMAT_VERSION, Audit, decode_audit, parse_audit_json, strict_json
 from fairfd.gates import Limit, check_limits
 from fairfd.report_page import make_page
 from tenfold.errors import UserError
 from tenfold.files import write_text
+from tenfold.reading import read_text
 
 
 class Report:
@@ -80,9 +81,9 @@ def read_audits(path: Path) -> Sequence[Audit]:
         UserError: the file is missing or not an audit file (named).
     """
     try:
-        parsed = parse_json(path.read_text(encoding="utf-8"))
+        parsed = parse_audit_json(read_text(path))
         if isinstance(parsed, dict) and isinstance(parsed.get("audits"), list):
             return [decode_audit(one) for one in parsed["audits"]]
         return [decode_audit(parsed)]
-    except (OSError, UnicodeDecodeError, UserError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.errors import UserError
+from tenfold.reading import parse_json, read_text
 
 REAL = "real"
 """The approach of genuine images: row 0 of every accuracy matrix."""
@@ -63,12 +64,9 @@ def read_rows(path: Path) -> tuple[Sample, ...]:
     Raises:
         UserError: no such file, not UTF-8, or a required column is missing.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the manifest is not UTF-8 text; save it as UTF-8 CSV") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the manifest ({error.strerror})") from error
+    text = read_text(path)
+    if "\0" in text:
+        raise UserError(f"{path}: holds NUL bytes; it is no manifest")
     rows = _jsonl_rows(path, text) if path.suffix == ".jsonl" else _csv_rows(path, text)
     return tuple(_sample(row) for row in rows)
 
@@ -84,7 +82,10 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"{path}: column {', '.join(missing)} is missing; the header needs {', '.join(_REQUIRED)}")
-    rows = list(reader)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: is no table ({error})") from None
     ragged = [number for number, row in enumerate(rows, 1) if None in row or None in row.values()]
     if ragged:
         raise UserError(f"{path}: rows {few(ragged)} have more or fewer fields than the header")
@@ -94,10 +95,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
 def _jsonl_rows(path: Path, text: str) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate((line for line in text.split("\n") if line.strip()), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: row {number} is not JSON ({error.msg})") from error
+        row = parse_json(line, f"{path}: row {number}")
         if not isinstance(row, dict) or any(name not in row for name in _REQUIRED):
             raise UserError(f"{path}: row {number} needs the keys {', '.join(_REQUIRED)}")
         rows.append(row)
@@ -134,6 +132,6 @@ def json_object(text: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {"note": text}
     return value if isinstance(value, dict) else {"note": value}

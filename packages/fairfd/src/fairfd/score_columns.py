@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from fairfd.columns import Coded, Places, listed
 from tenfold.errors import UserError
+from tenfold.reading import parse_json
 
 ROWS = Places("row", 1)
 """Rows of a file: the first one after the header is row 1; blank lines do not count."""
@@ -178,7 +179,7 @@ def _objects(path: Path, lines: list[str], before: int) -> list[dict[str, Any]]:
     try:
         # One call for many lines reuses their keys.
         objects = json.loads(f"[{','.join(lines)}]")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         objects = []
     if len(objects) != len(lines):
         objects = [_value(path, line, before + number) for number, line in enumerate(lines, 1)]
@@ -189,10 +190,7 @@ def _objects(path: Path, lines: list[str], before: int) -> list[dict[str, Any]]:
 
 
 def _value(path: Path, line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: row {number} is not JSON ({error.msg})") from error
+    return parse_json(line, f"{path}: row {number}")
 
 
 def _text(value: Any) -> str:

@@ -161,6 +161,26 @@ def score(
     Raises:
         UserError: unreadable images, all named after the last one was tried; a detector that returns other than P(fake).
     """
+    table, faults = score_readable(detector, manifest, batch_size, device, workers, colour)
+    if faults and not skip_bad:
+        total = len(faults) + len(table)
+        raise UserError(f"{len(faults)} of {total} images cannot be read; mend them or pass --skip-bad: {few(faults)}")
+    return table
+
+
+def score_readable(
+    detector: Detector,
+    manifest: Manifest | FaceDataset,
+    batch_size: int = 32,
+    device: str = "auto",
+    workers: int = 0,
+    colour: Colour = "rgb",
+) -> tuple[ScoreTable, tuple[str, ...]]:
+    """Scores of the images that can be read, and a line for each of the others; see `score`.
+
+    Raises:
+        UserError: no image can be read, or a detector that returns other than P(fake).
+    """
     data = as_dataset(manifest, detector.in_size)
     target = pick_device(device)
     detector.to(target).to(memory_format=torch.channels_last)
@@ -174,15 +194,11 @@ def score(
         colour,
         f"scoring {detector.full_name}",
     )
-    if found.faults and not skip_bad:
-        raise UserError(
-            f"{len(found.faults)} of {len(data)} images cannot be read; mend them or pass --skip-bad: {few(found.faults)}"
-        )
     kept = np.flatnonzero(np.isfinite(found.probability))
     if not len(kept):
         raise UserError(f"none of {len(data)} images can be read: {few(found.faults)}")
     samples = [data.samples[row] for row in kept]
-    return ScoreTable.create(
+    table = ScoreTable.create(
         score=found.probability[kept],
         label=[sample.label for sample in samples],
         group=[sample.group for sample in samples],
@@ -191,3 +207,4 @@ def score(
         image=[sample.image for sample in samples],
         detector=detector.full_name,
     )
+    return table, found.faults

@@ -7,6 +7,7 @@ same bits as one that was not. Loops run under accelerate, on one CPU or many GP
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterator
@@ -20,8 +21,6 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils import broadcast, gather_object
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -34,7 +33,8 @@ from fairfd.recipe import TrainConfig
 from fairfd.samples import few
 from fairfd.scoring import probabilities
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_metadata, read_tensors, write_tensors
+from tenfold.config import from_dict
 from tenfold.images import ImageError
 from tenfold.runs import RunFolder, autocast, pick_device, track
 
@@ -190,7 +190,7 @@ class _Run:
         while self.progress.epoch < self.config.epochs:
             self._train_epoch()
         if self.progress.history:
-            self.detector.load_state_dict(_read_tensors(self.best_weights))
+            self.detector.load(self.best_weights)
         self.detector.eval()
         best = self.progress.best_epoch
         result = TrainResult(self.progress.history[best - 1], best, self.progress.history)
@@ -288,7 +288,7 @@ class _Run:
         """Log the epoch and keep what a resumed run needs; the model too when it is the best so far."""
         if self.accelerator.is_main_process:
             if self.progress.best_epoch == self.progress.epoch:
-                self.detector.save_pretrained(self.best_weights.parent)
+                self.detector.save(self.best_weights.parent)
             self.folder.log(
                 step=self.progress.step, epoch=self.progress.epoch, val_auc=self.progress.history[-1], **means
             )
@@ -315,9 +315,9 @@ def save_checkpoint(path: Path, detector: Detector, optimiser: torch.optim.Optim
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
     for index, entries in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in entries.items()}
-    with atomic_path(path) as temporary:
-        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    # Tensors that share their memory are written once each: what is read is copied into the detector's own.
+    copies = {name: value.detach().clone() for name, value in tensors.items()}
+    write_tensors(path, copies, {"progress": json.dumps(asdict(progress))})
 
 
 def load_checkpoint(path: Path, detector: Detector, optimiser: torch.optim.Optimizer) -> Progress:
@@ -326,26 +326,18 @@ def load_checkpoint(path: Path, detector: Detector, optimiser: torch.optim.Optim
     Raises:
         UserError: the checkpoint is of another detector.
     """
-    tensors = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    progress = from_dict(read_metadata(metadata, "progress", path), Progress, str(path))
+    if not 0 <= progress.epoch == len(progress.history):
+        raise UserError(f"{path}: says that {progress.epoch} epochs are done and has {len(progress.history)} results")
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError:
-        raise UserError(f"{path}: holds another detector than {detector.full_name}; choose another --out") from None
+    load_weights(detector, weights, path)
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, entry = name.split(".")
-            state[int(index)][entry] = value
+        if found := re.fullmatch(r"optimiser\.(\d{1,9})\.(\w+)", name):
+            state[int(found[1])][found[2]] = value
     optimiser.load_state_dict({"state": dict(state), "param_groups": optimiser.state_dict()["param_groups"]})
-    with safe_open(path, "pt") as file:
-        values = json.loads(file.metadata()["progress"])
-    return Progress(values["epoch"], values["step"], tuple(values["history"]))
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safetensors file is no mapping
+    return progress
 
 
 def _epoch_seed(seed: int, epoch: int, process: int) -> int:

@@ -4,12 +4,12 @@ Importing this module imports no network: each is loaded when it is created.
 """
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenfold import UserError
+from tenfold.reading import CONFIG_LIMIT, read_json_object
 
 if TYPE_CHECKING:
     from fairfd.detectors.base import Detector
@@ -96,24 +96,24 @@ def load_detector(source: str | Path) -> "Detector":
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"{source}: holds no detector (config.json and model.safetensors); train one first") from None
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{source}: holds no detector (config.json and model.safetensors); train one first")
+    config = read_json_object(folder / "config.json", CONFIG_LIMIT)
     registered = {
         **{name: place for name, place in DETECTORS.items() if not name.startswith("small-")},
         "small": "small:SmallDetector",
         **PREFIXES,
     }
-    kind = config.get("detector", "") if isinstance(config, dict) else ""
-    if kind not in registered:
-        raise UserError(f"{folder / 'config.json'}: names no detector of this package ({kind!r})")
-    from safetensors import SafetensorError
-
+    kind = config.get("detector", "")
+    if not isinstance(kind, str) or kind not in registered:
+        raise UserError(f"{folder / 'config.json'}: names no detector of this package ({str(kind)[:60]!r})")
     try:
         return _class(registered[kind]).from_pretrained(folder)
-    except (RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: does not fit its own config.json ({str(error).splitlines()[0]})") from None
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's values make a network raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{folder}: its config.json describes no detector ({reason})") from None
 
 
 def _class(place: str) -> type["Detector"]:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_tensors
+from tenfold.files import atomic_path, write_text
 
 BatchLayout = Literal["single", "two_views", "real_fake_pairs"]
 """How the rows of a training batch are ordered.
@@ -110,8 +111,8 @@ class Detector(
 
     def __init__(self, in_size: int = 256) -> None:
         super().__init__()
-        if in_size < 16:
-            raise UserError(f"in_size {in_size}: a detector needs images of at least 16 pixels")
+        if not 16 <= in_size <= 8192:
+            raise UserError(f"in_size {in_size}: a detector needs images of 16 to 8192 pixels")
         self.in_size = in_size
 
     @property
@@ -174,11 +175,33 @@ class Detector(
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors, each whole or not at all: `save_pretrained` without a model card.
+
+        Args:
+            folder: made where it is missing.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
         config = {"detector": self.name, **(dict(self._hub_mixin_config or {}))}  # ty: ignore[no-matching-overload]  # a plain dict here
-        with atomic_path(save_directory / "config.json") as temporary:
-            temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        with atomic_path(save_directory / "model.safetensors") as temporary:
+        write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        with atomic_path(folder / "model.safetensors") as temporary:
             save_model(self, str(temporary))
+
+    def load(self, weights: Path) -> None:
+        """Read the weights that `save` wrote.
+
+        Raises:
+            UserError: the file cannot be read, or holds another detector's weights.
+        """
+        tensors, own = read_tensors(weights)[0], self.state_dict()
+        # Of tensors that share their memory one is stored: it stands for the others.
+        stored = {each.data_ptr(): tensors[name] for name, each in own.items() if name in tensors}
+        shared = {name: stored[each.data_ptr()] for name, each in own.items() if each.data_ptr() in stored}
+        load_weights(self, shared | tensors, weights)
 
     @classmethod
     def _from_pretrained(
@@ -193,5 +216,5 @@ class Detector(
         if not weights.is_file():
             raise UserError(f"{folder}: holds no model.safetensors; name a folder made by save_pretrained")
         model = cls(**kwargs)
-        load_model(model, weights, strict=strict, device=map_location)
-        return model.eval()
+        model.load(weights)
+        return model.to(map_location).eval()

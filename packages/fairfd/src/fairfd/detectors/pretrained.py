@@ -9,18 +9,16 @@ the attributes that hold the modules (`backbone_rgb`, `dual_cma0`, `con_gan`, ..
 names them otherwise is refused with the list of names, and `rename` takes further rules.
 """
 
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fairfd.detectors.base import Detector
 from tenfold import UserError
+from tenfold.checkpoints import read_state_dict
 
 State = dict[str, Tensor]
 Rule = tuple[str, str | None]
@@ -37,23 +35,7 @@ def read_tensors(path: str | Path) -> State:
     Raises:
         UserError: no such file, a damaged one, or one that holds more than tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or not a weights file ({str(error).splitlines()[0][:120]})") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds more than tensors and is not loaded; save its state_dict() and use that"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: is not a state dict (names to tensors)")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return {key.removeprefix("module."): value for key, value in read_state_dict(path).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------- backbones

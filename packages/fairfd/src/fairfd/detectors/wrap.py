@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairfd.detectors.base import Detector, DetectorOutput, in_float32
 from tenfold import UserError
+from tenfold.hub import model_folder
 
 OutputKind = Literal["softmax2", "sigmoid1", "prob"]
 """What a user's model returns: two logits (real, fake), one logit of fake, or P(fake)."""
@@ -250,8 +251,9 @@ class HuggingFaceDetector(Detector):
     ) -> None:
         super().__init__(in_size)
         transformers = _transformers()
-        config = transformers.AutoConfig.for_model(**settings)
-        self.net = transformers.AutoModelForImageClassification.from_config(config)
+        # Settings come from files: only classes of transformers itself are made, code beside a model is not run.
+        config = transformers.AutoConfig.for_model(**{key: each for key, each in settings.items() if key != "auto_map"})
+        self.net = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         self.fake_index = fake_index
         self.normalise = Normalise(mean, std)
 
@@ -293,12 +295,13 @@ def _words(label: str) -> list[str]:
 
 
 def hugging_face_detector(
-    source: str, in_size: int | None = None, fake_label: str | None = None
+    source: str, in_size: int | None = None, fake_label: str | None = None, revision: str | None = None
 ) -> HuggingFaceDetector:
-    """Load an image classifier of transformers with its weights and its normalisation.
+    """Load an image classifier of transformers with its weights (safetensors) and its normalisation.
 
     Args:
         source: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub; the commit that is used is printed.
         in_size: height and width of the input; None takes the processor's.
         fake_label: the label that means fake, where its name does not say so.
 
@@ -306,13 +309,14 @@ def hugging_face_detector(
         UserError: transformers is not installed, the model cannot be had here, or its labels are not two.
     """
     transformers = _transformers()
+    folder = str(model_folder(source, revision))
+    strictly = {"trust_remote_code": False, "local_files_only": True}
     try:
-        net = transformers.AutoModelForImageClassification.from_pretrained(source)
-        processor = transformers.AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"hf:{source}: cannot be loaded ({str(error).splitlines()[0][:120]}); give a folder saved by save_pretrained"
-        ) from None
+        net = transformers.AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, **strictly)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **strictly)
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's configuration makes transformers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"hf:{source}: cannot be loaded ({reason}); give a folder saved by save_pretrained") from None
     labels = {int(index): str(label) for index, label in net.config.id2label.items()}
     size = processor.size or {}
     found = size.get("height") or size.get("shortest_edge") or 224

@@ -4,7 +4,6 @@ Nothing is downloaded: `weights` is a folder in the diffusers format (safetensor
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from fairfd.forgers.registry import ForgeResult, SkippedFaceError, register_forg
 from fairfd.geometry import batch_to_image, feather, image_to_batch
 from fairfd.regions import RegionError, eye_distance, face_region
 from tenfold.errors import UserError
+from tenfold.reading import read_json_object
 from tenfold.runs import has_fast_bf16, pick_device
 
 
@@ -252,12 +252,16 @@ def load_autoencoder(weights: str, device: torch.device) -> Any:
     diffusers = _diffusers("vae_resynth")
     folder = Path(weights)
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no autoencoder in the diffusers format (config.json and safetensors)")
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name", "")
+        kind = read_json_object(folder / "config.json").get("_class_name", "")
         if kind not in ("AutoencoderKL", "AutoencoderTiny"):
             raise UserError(f"{folder}: holds {kind or 'no model'}; an AutoencoderKL or AutoencoderTiny is needed")
         model = getattr(diffusers, kind).from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-    except (OSError, json.JSONDecodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's configuration makes diffusers raise
         raise UserError(f"{folder}: no autoencoder in the diffusers format (config.json and safetensors)") from error
     return model.eval().requires_grad_(False).to(device)
 
@@ -270,6 +274,7 @@ def load_pipeline(kind: str, weights: str, device: torch.device, ip_adapter: str
         UserError: the extra is missing, or the folder holds no such pipeline.
     """
     diffusers = _diffusers("diffusers_*")
+    check_index(Path(weights), diffusers)
     dtype = torch.bfloat16 if device.type == "cuda" and has_fast_bf16(device) else torch.float32
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(weights, local_files_only=True, use_safetensors=True)
@@ -277,11 +282,32 @@ def load_pipeline(kind: str, weights: str, device: torch.device, ip_adapter: str
             path = Path(ip_adapter)
             place, name = (str(path.parent), path.name) if path.is_file() else (str(path), "ip-adapter.safetensors")
             pipeline.load_ip_adapter(place, subfolder="", weight_name=name, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever a stranger's configuration makes diffusers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{weights}: cannot load it as {kind} in the diffusers format ({reason})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)
+
+
+def check_index(folder: Path, diffusers: Any) -> None:
+    """Refuse a pipeline whose index names classes of anything but diffusers and transformers.
+
+    diffusers imports the module that an index names, and takes a pipeline's own class from a file that comes with it.
+
+    Raises:
+        UserError: names the entry.
+    """
+    index = read_json_object(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
+        raise UserError(f"{folder}: names a pipeline that diffusers does not have ({str(pipeline)[:60]!r})")
+    for name, entry in index.items():
+        if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in LIBRARIES):
+            raise UserError(f"{folder}: its part {name} is of neither diffusers nor transformers ({str(entry)[:60]})")
+
+
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the parts of a pipeline may come from; the last is diffusers' own name for its safety checker."""
 
 
 def _diffusers(approach: str) -> Any:
