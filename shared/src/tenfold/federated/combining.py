@@ -14,7 +14,7 @@ from tenfold.federated.safeguards import Safeguards
 State = Mapping[str, np.ndarray]
 
 
-def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str, np.ndarray]:
+def weighted_mean(states: Sequence[State], weights: Sequence[float | int]) -> dict[str, np.ndarray]:
     """The mean of each value, weighted; that of equal 32-bit states is that state bit for bit.
 
     Args:
@@ -41,7 +41,7 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
 
 def coordinate_median(states: Sequence[State]) -> dict[str, np.ndarray]:
     """The median of each value, every state counted once; of an even number of states the mean of the two in the middle."""
-    return _value_by_value(states, lambda values: np.median(np.stack(values).astype(np.float64), axis=0))
+    return _value_by_value(states, lambda values: np.asarray(np.median(np.stack(values).astype(np.float64), axis=0)))
 
 
 def trimmed_mean(states: Sequence[State], trim: float) -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def trimmed_mean(states: Sequence[State], trim: float) -> dict[str, np.ndarray]:
 
     def mean(values: list[np.ndarray]) -> np.ndarray:
         ordered = np.sort(np.stack(values).astype(np.float64), axis=0)
-        return ordered[dropped : count - dropped].mean(axis=0)
+        return np.asarray(ordered[dropped : count - dropped].mean(axis=0))
 
     return _value_by_value(states, mean)
 
@@ -64,7 +64,7 @@ def trimmed_mean(states: Sequence[State], trim: float) -> dict[str, np.ndarray]:
 def _value_by_value(states: Sequence[State], rule: Callable[[list[np.ndarray]], np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for name, first in states[0].items():
-        value = np.asarray(rule([state[name] for state in states]))
+        value = rule([state[name] for state in states])
         # numpy makes a scalar of an array without dimensions wherever it can.
         found[name] = np.asarray(value if first.dtype.kind == "f" else np.rint(value), first.dtype)
     return found
@@ -110,7 +110,7 @@ def clip_update(state: State, reference: State, limit: float) -> dict[str, np.nd
 
 
 def combine(
-    states: Sequence[State], weights: Sequence[float], reference: State, safeguards: Safeguards
+    states: Sequence[State], weights: Sequence[float | int], reference: State, safeguards: Safeguards
 ) -> dict[str, np.ndarray]:
     """The new global state.
 

@@ -27,8 +27,8 @@ class Number:
         required: must be there.
     """
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | int = -math.inf
+    high: float | int = math.inf
     whole: bool = False
     may_be_nan: bool = False
     required: bool = True
