@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def test_a_run_is_a_folder_with_everything_in_it(place: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert result["rounds"] == 3
     assert set(result["clients"]) == set("01234")
-    assert result["failures"] == []
+    assert result["rejected"] == []
     assert result["bytes per round"]["up"] == result["bytes per round"]["down"] > 0
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3]
@@ -193,3 +195,21 @@ def test_the_demo_shows_a_table_and_pictures(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "fedpr" in answer.stdout
     assert {path.name for path in (tmp_path / "shown").iterdir()} == {"faces.png", "curves.png"}
+
+
+def test_help_versions_and_unknown_verbs_load_no_library_that_computes() -> None:
+    code = (
+        "import sys\n"
+        "from tenfold.cli import examples_of, run\n"
+        "from pfrforgery.cli import app\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'flwr', 'sklearn', 'scipy', 'matplotlib', 'datasets', 'diffusers', 'transformers'}\n"
+        "for line in (['--help'], ['--version'], ['nonsense'], *([verb, '--help'] for verb in examples_of(app))):\n"
+        "    try:\n"
+        "        run(app, line)\n"
+        "    except SystemExit as left:\n"
+        "        assert left.code == (2 if line == ['nonsense'] else 0), line\n"
+        "    assert not heavy & sys.modules.keys(), (line, heavy & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "simulate" in done.stdout

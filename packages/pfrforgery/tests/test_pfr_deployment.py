@@ -39,7 +39,7 @@ def test_two_sites_learn_together_over_tls_with_keys_of_their_own(tmp_path: Path
     result = json.loads((tmp_path / "site" / "run" / "result.json").read_text())
     assert result["rounds"] == 2, log
     assert set(result["clients"]) == {"0", "1"}
-    assert result["failures"] == []
+    assert result["rejected"] == []
     here = simulate(SMALL)
     for client in range(2):
         (folder,) = (tmp_path / "site" / f"state-{client}").iterdir()

@@ -7,6 +7,7 @@ from .client_side import create_client_app as create_client_app
 from .evaluation import evaluate_run as evaluate_run
 from .evaluation import open_run as open_run
 from .in_process import run_in_process as run_in_process
+from .loss_weights import LossWeights as LossWeights
 from .losses import adversarial_entropy as adversarial_entropy
 from .losses import proximal_term as proximal_term
 from .metrics import BinaryMetrics as BinaryMetrics
@@ -17,7 +18,6 @@ from .networks import fake_probability as fake_probability
 from .partitioning import Shares as Shares
 from .partitioning import partition as partition
 from .recipe import FederationConfig as FederationConfig
-from .routing import LossWeights as LossWeights
 from .routing import routed_gradients as routed_gradients
 from .server_side import create_server_app as create_server_app
 from .server_side import server_app as server_app

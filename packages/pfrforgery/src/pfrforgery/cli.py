@@ -70,8 +70,8 @@ def _print_run(folder: Path) -> None:
     Console(width=100).print(table)
     traffic = result["bytes per round"]
     print(f"{traffic['down'] / 2**20:.2f} MiB down and {traffic['up'] / 2**20:.2f} MiB up per round")
-    for failure in result["failures"][:10]:
-        print(f"round {failure['round']}: {failure['who']} left out: {failure['why']}")
+    for left_out in result["rejected"][:10]:
+        print(f"round {left_out['round']}: {left_out['who']} left out: {left_out['why']}")
     print(f"{result['algorithm']}, {result['rounds']} rounds -> {folder}")
 
 

@@ -18,7 +18,7 @@ from pfrforgery.client_data import ClientData, DataRequest, ImageSet, client_dat
 from pfrforgery.local_training import Turn, choose_predict, fine_tune, score_client, steps_in_round, train_client
 from pfrforgery.networks import TwoBranchDetector, load_exactly
 from pfrforgery.recipe import FederationConfig, fingerprint, from_run_config
-from pfrforgery.stores import ContextStore, FileStore, PersonalState, PersonalStore, is_finite
+from pfrforgery.stores import ContextStore, FileStore, PersonalState, PersonalStore, is_finite, lost_state
 from tenfold import UserError
 from tenfold.runs import pick_device
 
@@ -31,6 +31,12 @@ def create_client_app(bound: Mapping[str, Any] | None = None) -> ClientApp:
     """
     app = ClientApp()
     defaults = dict(bound or {})
+
+    @app.query()
+    def describe(message: Message, context: Context) -> Message:
+        """Say which client this is and on how many images it trains: the server holds it to that."""
+        with _named(context):
+            return _describe(message, context, defaults)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -96,12 +102,8 @@ class Visit:
             UserError: a node without a number, or weights of another model.
         """
         values = {**defaults, **context.run_config}
-        config = from_run_config(values)
+        config, client, request = _own(context, values)
         node = context.node_config
-        if "partition-id" not in node:
-            raise UserError("this node has no number; start it with --node-config 'partition-id=0 num-partitions=5'")
-        client = int(node["partition-id"])
-        clients = config.clients or int(node.get("num-partitions", 1))
         told = message.content.config_records["config"]
         expected = expected_round(told, client)
         store = open_store(context, values, config, client)
@@ -112,14 +114,14 @@ class Visit:
             config=config,
             algorithm=ALGORITHMS[config.algorithm],
             client=client,
-            clients=clients,
+            clients=request.clients,
             round=int(str(told["server-round"])),
             learning_rate=float(str(told["lr"])),
             expected_round=expected,
             model=model,
             personal_round=personal_round,
             store=store,
-            request=DataRequest.of(config, clients, str(node["data"]) if "data" in node else None),
+            request=request,
         )
 
     @property
@@ -131,6 +133,32 @@ class Visit:
     def data(self) -> ClientData:
         """The client's images."""
         return client_data(self.request, self.client)
+
+
+def _own(context: Context, values: Mapping[str, Any]) -> tuple[FederationConfig, int, DataRequest]:
+    """The configuration, the number of this client, and where its images are.
+
+    Raises:
+        UserError: a node without a number.
+    """
+    config, node = from_run_config(values), context.node_config
+    if "partition-id" not in node:
+        raise UserError("this node has no number; start it with --node-config 'partition-id=0 num-partitions=5'")
+    clients = config.clients or int(node.get("num-partitions", 1))
+    request = DataRequest.of(config, clients, str(node["data"]) if "data" in node else None)
+    return config, int(node["partition-id"]), request
+
+
+def _training_images(config: FederationConfig, request: DataRequest, client: int) -> ImageSet:
+    is_pooled = ALGORITHMS[config.algorithm].is_pooled
+    return pooled_train(request) if is_pooled else client_data(request, client).train
+
+
+def _describe(message: Message, context: Context, defaults: Mapping[str, Any]) -> Message:
+    config, client, request = _own(context, {**defaults, **context.run_config})
+    images = len(_training_images(config, request, client))
+    about = MetricRecord({"partition-id": client, "num-examples": images})
+    return Message(RecordDict({"about": about}), reply_to=message)
 
 
 def expected_round(told: ConfigRecord, client: int) -> int:
@@ -164,7 +192,8 @@ def assemble(
         The detector, and the round of the own part.
 
     Raises:
-        UserError: weights of another model.
+        UserError: weights of another model, or an own part that is older than the server remembers: training on would overwrite what may
+            still be found.
     """
     model, initial = _skeleton(config, device)
     algorithm = ALGORITHMS[config.algorithm]
@@ -174,6 +203,9 @@ def assemble(
     if not names:
         return model, expected_round
     kept = store.load(expected_round)
+    kept_round = 0 if kept is None else kept.round
+    if kept_round < expected_round and not config.allow_state_reset:
+        raise UserError(lost_state(expected_round, kept_round))
     if kept is None:
         return model, 0
     load_exactly(model, kept.tensors, names)
@@ -182,7 +214,7 @@ def assemble(
 
 def _train(message: Message, visit: Visit) -> Message:
     config, model, algorithm = visit.config, visit.model, visit.algorithm
-    train = pooled_train(visit.request) if algorithm.is_pooled else visit.data.train
+    train = _training_images(config, visit.request, visit.client)
     steps = _steps(train, visit)
     losses = train_client(model, train, algorithm, config, visit.turn, visit.learning_rate, steps)
     state = model.state_dict()
@@ -200,6 +232,7 @@ def _train(message: Message, visit: Visit) -> Message:
         {
             "num-examples": len(train),
             "partition-id": visit.client,
+            "round": visit.round,
             "personal-round": visit.personal_round,
             "loss-shared": losses.shared,
             "loss-personal": losses.personal,
@@ -223,6 +256,7 @@ def _evaluate(message: Message, visit: Visit) -> Message:
     values: dict[str, float | int] = {
         "num-examples": len(data.test),
         "partition-id": visit.client,
+        "round": visit.round,
         "personal-round": visit.personal_round,
         "acc": scores.frames.acc,
         "bacc": scores.frames.bacc,

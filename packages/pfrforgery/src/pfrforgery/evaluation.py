@@ -24,9 +24,9 @@ from pfrforgery.recipe import FederationConfig, fingerprint
 from pfrforgery.stores import FileStore, read_tensors
 from tenfold import UserError
 from tenfold.config import from_dict
-from tenfold.reading import read_toml
 from tenfold.data import to_tensor
 from tenfold.images import list_images
+from tenfold.reading import read_toml
 from tenfold.runs import pick_device, track
 
 Protocol = Literal["personalised", "cross", "unseen", "robust"]

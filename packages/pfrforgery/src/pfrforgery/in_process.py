@@ -22,6 +22,8 @@ from flwr.supercore.run import Run
 # Flower names no public way to say who a process is, and creating a message asks for it.
 from flwr.supercore.task_identity import TaskIdentity
 
+from tenfold import UserError
+
 RUN_ID = 1
 SERVER_NODE = 1
 FIRST_CLIENT_NODE = 100
@@ -57,6 +59,14 @@ class InProcessGrid(Grid):
         """A message to a node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
+    def known_clients(self) -> dict[int, int]:
+        """The client at each node, by the configuration of the nodes: whatever a client says of itself must agree."""
+        return {
+            node: int(context.node_config["partition-id"])
+            for node, context in self.contexts.items()
+            if "partition-id" in context.node_config
+        }
+
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, ascending."""
         return list(self.contexts)
@@ -90,9 +100,12 @@ class InProcessGrid(Grid):
         message.metadata.__dict__["_message_id"] = identifier
         context = self.contexts[message.metadata.dst_node_id]
         try:
-            return self.client_app(message, context)
-        except Exception as error:  # noqa: BLE001  # whatever a client raises is its failure, not the run's
-            reason = str(error) or type(error).__name__
+            reply = self.client_app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client's app returned {type(reply).__name__}, not a message")
+            return reply
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a client raises is its failure, not the run's
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from cyclopts import Parameter
 
-from pfrforgery.routing import LossWeights, Routing, check_weights
+from pfrforgery.loss_weights import LossWeights, Routing, check_weights
 from tenfold import UserError
 from tenfold.config import from_dict
+from tenfold.federated import Aggregation, Safeguards
 
 AlgorithmName = Literal[
     "fedpr",
@@ -72,8 +73,13 @@ class FederationConfig:
         timeout: Seconds that a round waits for its clients.
         upload_dtype: Precision of what is sent.
         precision: auto computes in bfloat16 where the hardware has it.
-        on_bad_client: What a client that fails, is late or sends NaN does to the run: skip leaves it out of the round and reports it.
-        allow_state_reset: Go on when a client has lost its personal state.
+        on_bad_client: What a client that fails, is late or sends what it should not does to the run: skip leaves it out of the round and reports it.
+        allow_state_reset: Let a client that has lost its personal state start from the initial one.
+        aggregation: mean weighs clients by their images; median and trimmed-mean count each once and survive a minority that lies.
+        trim: Share of the clients that trimmed-mean leaves out at each end, value by value.
+        clip_norm: A longer update of a client is shortened to this; 0 leaves it.
+        max_update_norm: A client whose update is longer than this is left out; 0 for none.
+        max_samples: A client that says it has more images is left out.
     """
 
     algorithm: AlgorithmName = "fedpr"
@@ -113,6 +119,11 @@ class FederationConfig:
     precision: Literal["auto", "float32"] = "float32"
     on_bad_client: Literal["skip", "raise"] = "skip"
     allow_state_reset: bool = False
+    aggregation: Aggregation = "mean"
+    trim: float = 0.2
+    clip_norm: float = 0.0
+    max_update_norm: float = 1e6
+    max_samples: int = 10_000_000
 
     def __post_init__(self) -> None:
         for name in (
@@ -136,11 +147,17 @@ class FederationConfig:
         _require(self.timeout > 0, "timeout", self.timeout, "must be above 0")
         _require(1 <= self.split <= 4, "split", self.split, "a branch begins at stage 1, 2, 3 or 4")
         check_weights(self.loss_weights, self.routing)
+        _ = self.safeguards  # checks its own values
 
     @property
     def loss_weights(self) -> LossWeights:
         """The weights of FedPR's losses."""
         return LossWeights(self.alpha, self.beta, self.gamma, self.adv_clip)
+
+    @property
+    def safeguards(self) -> Safeguards:
+        """What limits the harm of a bad client."""
+        return Safeguards(self.aggregation, self.trim, self.clip_norm, self.max_update_norm, self.max_samples)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -5,36 +5,16 @@ So gradients are routed, as in SagNet. All of them are taken on one forward pass
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfrforgery.loss_weights import LossWeights, Routing
 from pfrforgery.losses import adversarial_entropy
 from pfrforgery.networks import normalisation_affine
 from pfrforgery.statistics import draw_permutation, mix_statistics, swap_content
-from tenfold import UserError
-
-Routing = Literal["shared_main", "personal_main", "plain"]
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """L = alpha * L_adv + beta * L_p + gamma * L_s.
-
-    Attributes:
-        alpha: of the adversarial loss.
-        beta: of the personal branch's cross-entropy.
-        gamma: of the shared branch's cross-entropy.
-        adv_clip: largest joint norm of the adversarial gradient.
-    """
-
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 1.0
-    adv_clip: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,19 +53,6 @@ class StepLosses:
     adversarial: float = 0.0
 
 
-def check_weights(weights: LossWeights, routing: Routing) -> None:
-    """Refuse weights that mean nothing.
-
-    Raises:
-        UserError: a negative weight, or an adversarial loss in the routing that has none.
-    """
-    for name in ("alpha", "beta", "gamma", "adv_clip"):
-        if not getattr(weights, name) >= 0:
-            raise UserError(f"{name} {getattr(weights, name)}: must be at least 0")
-    if routing == "plain" and weights.alpha:
-        raise UserError(f"alpha {weights.alpha}: routing plain has no adversarial loss; set alpha to 0")
-
-
 def clip_joint_norm(gradients: list[Tensor], largest: float) -> list[Tensor]:
     """Scale gradients down so that the norm of all of them together is at most `largest`."""
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
@@ -99,7 +66,7 @@ def routed_gradients(
     y: Int[Tensor, " n"],
     draws: Draws,
     routing: Routing = "shared_main",
-    weights: LossWeights = LossWeights(),
+    weights: LossWeights = LossWeights(),  # noqa: B008  # frozen
 ) -> StepLosses:
     """Set `.grad` of every parameter to what one step of FedPR asks for.
 

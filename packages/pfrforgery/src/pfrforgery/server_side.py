@@ -19,6 +19,7 @@ from pfrforgery.recipe import FederationConfig, fingerprint, from_run_config
 from pfrforgery.stores import read_tensors, write_tensors
 from pfrforgery.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
+from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.runs import RunFolder
 
 HEADLINE = ("acc", "auc", "eer")
@@ -70,8 +71,9 @@ def federate(grid: Grid, values: Mapping[str, Any]) -> Outcome:
         values: the run configuration: `FederationConfig` under Flower's names, `out` for the run folder, `resume`.
 
     Raises:
-        UserError: a configuration, data or folder that does not do, or a round that no client survived.
+        UserError: a configuration, data or folder that does not do, or too many rounds in a row without a sound reply.
     """
+    watch_replies(grid)
     config = from_run_config(values)
     algorithm = ALGORITHMS[config.algorithm]
     model = create_detector(config)
@@ -81,11 +83,18 @@ def federate(grid: Grid, values: Mapping[str, Any]) -> Outcome:
     progress, shared = restore(folder, config, initial)
     outcome = Outcome(config, shared, [])
 
+    silent = silent_rounds(folder.lines() if folder is not None else [])
+
     def on_round(report: RoundReport, arrays: ArrayRecord) -> None:
+        nonlocal silent
+        silent = 0 if report.participants else silent + 1
         outcome.rounds.append(report)
         shared.update(arrays.to_torch_state_dict())
         if folder is not None:
             folder.log(**log_line(report))
+        # Before the round is kept as done: a resumed run repeats it.
+        stop_when_silent(silent, config.rounds, report.round, report.rejections)
+        if folder is not None:
             if report.round == config.rounds:
                 folder.finish(summary(config, report, folder.lines()))
             keep_shared(folder, config, shared, progress)
@@ -126,6 +135,12 @@ def restore(
     return progress, {name: tensors[name] for name in initial}
 
 
+def silent_rounds(log: list[dict[str, Any]]) -> int:
+    """How many rounds without a sound reply a log ends with."""
+    silent = [not line.get("participants") for line in log if "step" in line]
+    return next((count for count, is_silent in enumerate(reversed(silent)) if not is_silent), len(silent))
+
+
 def keep_shared(folder: RunFolder, config: FederationConfig, shared: Mapping[str, Tensor], progress: Progress) -> None:
     """Keep the shared part of a finished round: what a resumed run starts from."""
     about = {
@@ -138,7 +153,7 @@ def keep_shared(folder: RunFolder, config: FederationConfig, shared: Mapping[str
 
 
 def log_line(report: RoundReport) -> dict[str, float | int | str | None]:
-    """One line of `metrics.jsonl`: the round, its traffic and failures, and each metric over clients and of each client."""
+    """One line of `metrics.jsonl`: the round, its traffic, who was left out, and each metric over clients and of each client."""
     line: dict[str, float | int | str | None] = {
         "step": report.round,
         "lr": report.learning_rate,
@@ -148,8 +163,9 @@ def log_line(report: RoundReport) -> dict[str, float | int | str | None]:
         "seconds": round(report.seconds, 3),
         **{name.replace("-", "_"): value for name, value in report.losses.items()},
     }
-    for name, reason in report.failures.items():
-        line[f"failure/{name}"] = reason
+    line |= rejections_for_log(report.rejections)
+    if not report.participants:
+        line["silent"] = "no sound reply: the shared part is as it was"
     if report.clients:
         examples = [int(values["num-examples"]) for values in report.clients.values()]
         for metric in HEADLINE:
@@ -161,7 +177,7 @@ def log_line(report: RoundReport) -> dict[str, float | int | str | None]:
 
 
 def summary(config: FederationConfig, last: RoundReport, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `result.json` holds: the last evaluation, traffic per round, and every failure of the run."""
+    """What `result.json` holds: the last evaluation, traffic per round, who was left out when and why, and the rounds without a sound reply."""
     examples = [int(values["num-examples"]) for values in last.clients.values()]
     over = {
         metric: finite(
@@ -171,11 +187,11 @@ def summary(config: FederationConfig, last: RoundReport, log: list[dict[str, Any
         )
         for metric in HEADLINE
     }
-    failures = [
-        {"round": line["step"], "who": key.removeprefix("failure/"), "why": value}
+    rejected = [
+        {"round": line["step"], "who": key.removeprefix("rejected/"), "why": value}
         for line in log
         for key, value in line.items()
-        if key.startswith("failure/")
+        if key.startswith("rejected/")
     ]
     return {
         "algorithm": config.algorithm,
@@ -183,7 +199,8 @@ def summary(config: FederationConfig, last: RoundReport, log: list[dict[str, Any
         "over clients": over,
         "clients": {str(client): finite(values) for client, values in last.clients.items()},
         "bytes per round": {"down": last.bytes_down, "up": last.bytes_up},
-        "failures": failures,
+        "rejected": rejected,
+        "silent rounds": [line["step"] for line in log if "silent" in line],
     }
 
 

@@ -111,6 +111,14 @@ class FileStore:
 PersonalStore = ContextStore | FileStore
 
 
+def lost_state(expected: int, found: int) -> str:
+    """What is said of a client whose personal state is older than the server remembers."""
+    return (
+        f"lost its personal state: expected round {expected}, has {found}; "
+        "--allow-state-reset goes on from the initial one"
+    )
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     """Write safetensors, whole or not at all."""
     with atomic_path(path) as temporary:
