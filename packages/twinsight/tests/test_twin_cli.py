@@ -135,7 +135,7 @@ def test_examples_in_the_help_run_as_printed(
 BAD = [
     (("simulate", "--out", "run", "--preset", "tiny"), "already holds a run"),
     (("simulate", "--out", "run", "--preset", "tiny", "--seed", "7", "--resume"), "another configuration"),
-    (("simulate", "--out", "x", "--preset", "huge"), "--preset huge"),
+    (("simulate", "--out", "x", "--preset", "huge"), "'huge'"),
     (("simulate", "--out", "photos", "--preset", "tiny"), "holds no run"),
     (("simulate", "--out", "/proc/x", "--preset", "tiny"), "/proc"),
     (("simulate", "--out", "x", "--preset", "tiny", "--alpha", "0"), "--alpha must be above 0"),
@@ -145,7 +145,8 @@ BAD = [
     (("simulate", "--out", "x", "--preset", "tiny", "--data", "cifar10"), "needs --root"),
     (("simulate", "--out", "x", "--preset", "tiny", "--data", "cifar10", "--root", "empty"), "is not there"),
     (("simulate", "--out", "x", "--preset", "tiny", "--device", "cuda:9"), "cuda:9"),
-    (("simulate", "--out", "x", "--preset", "tiny", "--learning-rate", "1e30"), "the loss is not a number"),
+    (("simulate", "--out", "x", "--preset", "tiny", "--trim", "0.5"), "--trim 0.5: must be above 0 and below 0.5"),
+    (("simulate", "--out", "x", "--preset", "tiny", "--aggregation", "mode"), "mode"),
     (("partition", "--min-client-size", "200"), "no dirichlet partition"),
     (("partition", "--plot", "/proc/p.png"), "cannot write"),
     (("eval", "gone"), "holds no model"),
@@ -199,3 +200,21 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
     assert "interrupted" in capsys.readouterr().err
     assert call("simulate", "--out", "again", "--preset", "tiny", *FAST, "--resume") == 0
     assert Path("again/result.json").read_text() == Path("run/result.json").read_text()
+
+
+def test_help_versions_and_unknown_verbs_load_no_library_that_computes() -> None:
+    code = (
+        "import sys\n"
+        "from tenfold.cli import examples_of, run\n"
+        "from twinsight.cli import app\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'flwr', 'sklearn', 'scipy', 'matplotlib', 'datasets', 'diffusers', 'transformers'}\n"
+        "for line in (['--help'], ['--version'], ['nonsense'], *([verb, '--help'] for verb in examples_of(app))):\n"
+        "    try:\n"
+        "        run(app, line)\n"
+        "    except SystemExit as left:\n"
+        "        assert left.code == (2 if line == ['nonsense'] else 0), line\n"
+        "    assert not heavy & sys.modules.keys(), (line, heavy & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "simulate" in done.stdout

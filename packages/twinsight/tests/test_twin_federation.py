@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,10 +198,14 @@ def test_the_lower_bound_draws_from_labelled_clients_and_says_how_many(tmp_path:
         arm_config(TINY, "twin-sight:nonsense")
 
 
-def test_a_loss_that_is_no_number_names_round_and_client(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"round \d+, client \d+: the loss is not a number; lower --learning-rate"):
-        simulate(tmp_path / "run", replace(TINY, learning_rate=1e30, method="upper-bound", weight_decay=0.0))
+def test_a_loss_that_is_no_number_leaves_its_client_out_and_says_what_to_do(tmp_path: Path) -> None:
+    config = replace(TINY, learning_rate=1e30, method="upper-bound", weight_decay=0.0, rounds=1, clients_per_round=2)
+    words = r"round 1: .*client \d+: the loss is not a number in round 1; lower --learning-rate; client \d+: the loss"
+    with pytest.raises(UserError, match=words):
+        simulate(tmp_path / "run", config)
     assert not (tmp_path / "run/result.json").exists()
+    (line,) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert (line["rejected"], line["silent"]) == (2, "no sound reply: the model is as it was")
 
 
 def test_a_federation_without_labels_is_refused() -> None:
@@ -219,24 +223,10 @@ def test_a_federation_without_labels_is_refused() -> None:
         TwinStrategy(config, tuple("0123456789")).meet(Blind(app, config.clients))
 
 
-def test_failed_clients_are_left_out_and_counted() -> None:
-    from flwr.app import Error
-
+def test_nobody_is_asked_to_evaluate() -> None:
+    grid = LocalGrid(make_client_app(TINY), 2)
     strategy = TwinStrategy(TINY, tuple("0123456789"))
-    question = LocalGrid(make_client_app(TINY), 2).create_message(RecordDict(), MessageType.TRAIN, 1, "")
-    arrays = ArrayRecord({"w": torch.ones(3)})
-    good = Message(
-        RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 4, "client": 0, "loss-instance": 1.0})}),
-        reply_to=question,
-    )
-    bad = Message(Error(code=1, reason="gone"), reply_to=question)
-    averaged, metrics = strategy.aggregate_train(1, [good, bad])
-    assert averaged is not None
-    assert metrics is not None
-    assert averaged.to_torch_state_dict()["w"].tolist() == [1, 1, 1]
-    assert metrics["failed"] == 1
-    assert strategy.aggregate_train(1, [bad])[0] is None
-    assert strategy.configure_evaluate(1, arrays, ConfigRecord(), LocalGrid(make_client_app(TINY), 2)) == []
+    assert strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid) == []
 
 
 def test_rounds_to_a_target() -> None:

@@ -77,6 +77,8 @@ def simulate(
     )
     draw_partition_of(config, options.out / "partition.png")
     table([result_row(config.method, outcome.result)], HEADS)
+    for left_out in outcome.result["rejected"][:10]:
+        print(f"round {left_out['round']}: {left_out['who']} left out: {left_out['why']}")
     print(f"{config.rounds} rounds of {outcome.result['clients_per_round']} clients -> {options.out}")
 
 

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from tenfold import UserError
 from tenfold.runs import pick_device
 from twinsight.config import FederationConfig, from_run_config
 from twinsight.data import DESCRIPTIONS, Pictures, labelled_folder, load, unlabelled_folder, view_maker
@@ -95,8 +96,13 @@ def make_client_app(config: FederationConfig | None = None, device: torch.device
         assert isinstance(arrays, ArrayRecord)
         model.load_state_dict(arrays.to_torch_state_dict())
         client = int(context.node_config["partition-id"])
-        result = local_round(model, data_of(chosen, context, classes), chosen, int(orders["round"]), client)
-        metrics = MetricRecord({"num-examples": result.samples, "client": client, "steps": result.steps})
+        number = int(orders["round"])
+        result = local_round(model, data_of(chosen, context, classes), chosen, number, client)
+        if not result.is_finite:
+            raise UserError(f"the loss is not a number in round {number}; lower --learning-rate")
+        metrics = MetricRecord(
+            {"num-examples": result.samples, "client": client, "round": number, "steps": result.steps}
+        )
         for name, value in result.parts.items():
             metrics[f"loss-{name}"] = value
         if result.gradient_cosine is not None:

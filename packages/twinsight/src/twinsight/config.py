@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tenfold import UserError
 from tenfold.config import from_dict
+from tenfold.federated import Aggregation, Safeguards
 from twinsight.methods import METHODS
 
 Setting = Literal["partial-client", "partial-data"]
@@ -71,6 +72,11 @@ class FederationConfig:
         target: Accuracy in per cent whose first round is reported.
         seed: Of everything that is drawn.
         precision: auto (bf16 where the hardware has it) or float32.
+        aggregation: mean weighs clients by their pictures; median and trimmed-mean count each once and survive a minority that lies.
+        trim: Share of the clients that trimmed-mean leaves out at each end, value by value.
+        clip_norm: A longer update of a client is shortened to this; 0 leaves it.
+        max_update_norm: A client whose update is longer than this is left out; 0 for none.
+        max_samples: A client that says it has more pictures is left out.
     """
 
     data: Literal["digits", "cifar10", "cifar100", "svhn", "fashionmnist", "folder"] = "digits"
@@ -114,6 +120,16 @@ class FederationConfig:
     target: float | None = None
     seed: int = 0
     precision: Literal["auto", "float32"] = "auto"
+    aggregation: Aggregation = "mean"
+    trim: float = 0.2
+    clip_norm: float = 0.0
+    max_update_norm: float = 1e6
+    max_samples: int = 10_000_000
+
+    @property
+    def safeguards(self) -> Safeguards:
+        """What limits the harm of a bad client."""
+        return Safeguards(self.aggregation, self.trim, self.clip_norm, self.max_update_norm, self.max_samples)
 
     @property
     def sampled(self) -> int:
@@ -166,6 +182,7 @@ class FederationConfig:
             raise UserError("--method one-network is measured in the partial-client setting only")
         if self.data == "folder" and self.root is None:
             raise UserError("--data folder needs --root")
+        _ = self.safeguards  # checks its own values
 
 
 SERVER_KEYS = frozenset({"out", "resume", "patience"})

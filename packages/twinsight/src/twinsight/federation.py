@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold import UserError
+from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.files import atomic_path
 from tenfold.runs import RunFolder, autocast, track
 from twinsight.client_app import class_names
@@ -74,7 +75,7 @@ def rounds_to(accuracies: list[float], target: float | None) -> int | None:
 def summarise(
     config: FederationConfig, lines: list[dict[str, Any]], strategy: TwinStrategy, payload: int
 ) -> dict[str, Any]:
-    """The numbers of a run: best and last accuracy, the mean of the last five rounds, rounds to the target, bytes sent."""
+    """The numbers of a run: best and last accuracy, the mean of the last five rounds, rounds to the target, bytes sent, who was left out."""
     curve = [line["accuracy"] for line in lines]
     cosines = [line["gradient-cosine"] for line in lines if line.get("gradient-cosine") is not None]
     return {
@@ -86,7 +87,13 @@ def summarise(
         "rounds_to_target": rounds_to(curve, config.target),
         "labelled_clients": [each.client for each in strategy.members if each.labelled],
         "clients_per_round": min(config.sampled, len(strategy.pool())),
-        "failed": sum(line.get("failed", 0) for line in lines),
+        "rejected": [
+            {"round": line["step"], "who": key.removeprefix("rejected/"), "why": value}
+            for line in lines
+            for key, value in line.items()
+            if key.startswith("rejected/")
+        ],
+        "silent_rounds": [line["step"] for line in lines if "silent" in line],
         "megabytes_per_round": 2 * payload * min(config.sampled, len(strategy.pool())) / 1e6,
         "gradient_cosine": sum(cosines) / len(cosines) if cosines else None,
         "gradient_conflict_share": sum(each < 0 for each in cosines) / len(cosines) if cosines else None,
@@ -107,8 +114,9 @@ def federate(
         patience: seconds to wait for the nodes and for a round's answers.
 
     Raises:
-        UserError: a loss that is not a number, nodes that do not come, a damaged checkpoint.
+        UserError: nodes that do not come, too many rounds in a row without a sound reply, a damaged checkpoint.
     """
+    watch_replies(grid)
     model, test = described_model(config).to(device or "cpu"), load(config)[1]
     done = restore(run, model)
     run.rewind(done)
@@ -117,17 +125,29 @@ def federate(
     strategy.meet(grid)
     for number in track(range(done + 1, config.rounds + 1), f"{config.method} rounds"):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        averaged, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=patience))
-        arrays = averaged or arrays
+        combined, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=patience))
+        rejections = strategy.taken_rejections()
+        line: dict[str, Any] = dict(metrics or {}) | rejections_for_log(rejections)
+        if combined is None:
+            line["silent"] = "no sound reply: the model is as it was"
+        else:
+            arrays = combined
         model.load_state_dict(arrays.to_torch_state_dict())
-        numbers: dict[str, Any] = dict(metrics or {})
-        run.log(step=number, accuracy=accuracy(model, test, config.precision), **numbers)
+        run.log(step=number, accuracy=accuracy(model, test, config.precision), **line)
+        # Before the round is kept as done: a resumed run repeats it.
+        stop_when_silent(silent_rounds(run.lines()), config.rounds, number, rejections)
         save_checkpoint(run, model, number)
     payload = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     outcome = Outcome(model.cpu(), summarise(config, run.lines(), strategy, payload))
     model.save_pretrained(run.path / "model")
     run.finish(outcome.result)
     return outcome
+
+
+def silent_rounds(log: list[dict[str, Any]]) -> int:
+    """How many rounds without a sound reply a log ends with."""
+    silent = ["silent" in line for line in log]
+    return next((count for count, is_silent in enumerate(reversed(silent)) if not is_silent), len(silent))
 
 
 def save_checkpoint(run: RunFolder, model: TwinModel, number: int) -> None:

@@ -1,12 +1,21 @@
-"""A Flower grid inside this process: the same client app, its nodes asked one after the other. Nothing to start, nothing random."""
+"""A Flower grid inside this process: the same client app, its nodes asked one after the other. Nothing to start, nothing random.
 
+A client that raises becomes an error reply, as in Flower. It cannot be stopped while it computes: one that takes longer than the round's
+timeout has its reply dropped.
+"""
+
+import copy
+import time
 from collections.abc import Iterable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from tenfold import UserError
 
 SERVER_NODE = 1_000_000
 """The id of the server, out of the way of the nodes'."""
@@ -67,9 +76,29 @@ class LocalGrid(Grid):
         """The answers to messages that were pushed."""
         return [self._waiting.pop(name) for name in message_ids if name in self._waiting]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:  # noqa: ARG002  # Flower's signature
-        """Ask each node in turn."""
-        return [self._answer(message) for message in messages]
+    def known_clients(self) -> dict[int, int]:
+        """The client at each node: whatever a client says of itself must agree."""
+        return {node: int(context.node_config["partition-id"]) for node, context in self.contexts.items()}
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Ask each node in turn; an answer that took longer than `timeout` is dropped."""
+        replies = []
+        for message in messages:
+            started = time.perf_counter()
+            reply = self._answer(message)
+            if timeout is None or time.perf_counter() - started <= timeout:
+                replies.append(reply)
+        return replies
 
     def _answer(self, message: Message) -> Message:
-        return self.client_app(message, self.contexts[message.metadata.dst_node_id])
+        # The strategy puts one record into all messages: each client gets its own, as over a wire.
+        content, metadata = copy.deepcopy(message.content), message.metadata
+        message = Message(content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type)
+        try:
+            reply = self.client_app(message, self.contexts[metadata.dst_node_id])
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client's app returned {type(reply).__name__}, not a message")
+            return reply
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a client raises is its failure, not the run's
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
