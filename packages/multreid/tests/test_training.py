@@ -78,6 +78,7 @@ def test_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished, co
         with pytest.raises(KeyboardInterrupt):
             train(out, config, device="cpu")
     assert len(lines(out)) == 2
+    assert not (out / "run.lock").exists(), "other processes may go on with it"
     # Killed between the line of an epoch and its checkpoint, or while the model was written: neither is to be seen afterwards.
     with (out / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "loss": 0.0}\n{"step": 3, "lo')

@@ -81,7 +81,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(config, tasks, whole, tmp_p
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(tasks, config, out, device="cpu")
+    assert not (out / "run.lock").exists(), "other processes may go on with it"
     train(tasks, config, out, device="cpu", resume=True)
+    assert not (out / "run.lock").exists()
     assert count == 1
     assert same(weights(out), weights(whole))
     lines = [(path / "metrics.jsonl").read_text() for path in (out, whole)]

@@ -125,7 +125,7 @@ class FolderPairs:
             if self.fit == "exact":
                 sizes = " and ".join(f"{each.shape[-1]} x {each.shape[-2]}" for each in (degraded, clean))
                 raise UserError(
-                    f"{source} and {target}: differ in size ({sizes}); --fit crop takes the middle of the larger"
+                    f"{source} and {target}: differ in size ({sizes}); --fit-crop takes the middle of the larger"
                 )
             height, width = (min(a, b) for a, b in zip(degraded.shape[-2:], clean.shape[-2:], strict=True))
             degraded, clean = centre_crop(degraded, height, width), centre_crop(clean, height, width)
