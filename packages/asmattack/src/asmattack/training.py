@@ -54,11 +54,11 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, as kept in its checkpoint."""
+    """How far a run is, as kept in its checkpoint; the loss is that of the last epoch, 0 before the first."""
 
     epoch: int = 0
     step: int = 0
-    loss: float = float("nan")
+    loss: float = 0.0
 
 
 def train(config: TrainConfig, out: Path | None = None, resume: bool = False, device: str = "auto") -> Surrogate:
@@ -288,9 +288,10 @@ def save_checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimi
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     for index, entries in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in entries.items() if value is not None}
-    kept = {key: value for key, value in asdict(progress).items() if math.isfinite(value)}
     # Batch norm counts and the like may share their memory.
-    write_tensors(path, {name: value.clone() for name, value in tensors.items()}, {"progress": json.dumps(kept)})
+    write_tensors(
+        path, {name: value.clone() for name, value in tensors.items()}, {"progress": json.dumps(asdict(progress))}
+    )
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
