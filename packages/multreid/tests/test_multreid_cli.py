@@ -123,6 +123,9 @@ BAD = {
     "eval trained --visible strangers --infrared people/infrared": r"no query has a match",
     "eval trained --dataset regdb": r"--root: needed",
     "demo --out people": r"--out people: already there",
+    "train --visible people/visible --infrared people/infrared --out x extra": r"extra",
+    "associate a.npy b.npy 0.5 --out x.npz": r"0\.5",
+    "demo --out x --device toaster": r"--device toaster",
 }
 
 
@@ -162,7 +165,7 @@ def test_bad_input_is_one_line_and_code_two(line, here, capsys) -> None:
     assert err.count("\n") == 1
     assert not list(here.glob("x.*"))
     assert not list(here.glob("kept*"))
-    assert not (here / "x" / "result.json").exists()
+    assert not (here / "x").exists()
 
 
 @pytest.mark.usefixtures("bad_files")

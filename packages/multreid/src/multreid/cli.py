@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from multreid.config import AssociateConfig, EvalConfig, TrainConfig
 from tenfold import UserError
@@ -31,7 +29,7 @@ app = create_app("multreid", "Match people between visible and infrared cameras 
     "multreid train --visible people/visible --infrared people/infrared --preset tiny --out run",
     "multreid train --visible people/visible --infrared people/infrared --preset tiny --epochs 1 --out short",
 )
-def train(options: RunOptions, config: TrainConfig = TrainConfig()) -> None:  # noqa: B008  # frozen
+def train(*, options: RunOptions, config: TrainConfig = TrainConfig()) -> None:  # noqa: B008  # frozen
     """Train a two-stream network on crops of both modalities, without identities.
 
     Ctrl-C leaves a run that --resume continues. Several processes: torchrun --nproc-per-node 2 -m multreid train ...
@@ -54,7 +52,7 @@ def train(options: RunOptions, config: TrainConfig = TrainConfig()) -> None:  # 
     "multreid associate a.npy b.npy --out labels.npz",
     "multreid associate a.npy b.npy --method pgm --out labels.csv",
 )
-def associate(a: Path, b: Path, /, config: AssociateConfig = AssociateConfig(), *, out: Path) -> None:  # noqa: B008  # frozen
+def associate(a: Path, b: Path, /, *, config: AssociateConfig = AssociateConfig(), out: Path) -> None:  # noqa: B008  # frozen
     """Label two unlabelled feature matrices alike: clusters within each, then labels across.
 
     Args:
@@ -197,8 +195,8 @@ def search(
 def eval(  # noqa: A001  # the verb's name
     model: Path,
     /,
-    test: EvalConfig = EvalConfig(),  # noqa: B008  # frozen
     *,
+    test: EvalConfig = EvalConfig(),  # noqa: B008  # frozen
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -228,7 +226,7 @@ def eval(  # noqa: A001  # the verb's name
 
 
 @verb(app, "multreid demo")
-def demo(out: Annotated[Path, Parameter(name="--out")] = Path("multreid-demo"), *, device: str = "auto") -> None:
+def demo(*, out: Path = Path("multreid-demo"), device: str = "auto") -> None:
     """Associate, train and search on embedded data: no network, under a minute.
 
     Args:
@@ -238,10 +236,12 @@ def demo(out: Annotated[Path, Parameter(name="--out")] = Path("multreid-demo"), 
     from multreid.demonstration import association_demo, training_demo
     from tenfold.config import load_preset
     from tenfold.files import check_writable
+    from tenfold.runs import pick_device
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out}: already there; choose another folder")
     check_writable(out / "association.png")
+    pick_device(device)
     config = load_preset("multreid", "tiny", TrainConfig, "train")
     rows = [*association_demo(out), *training_demo(out, config, device)]
     _print_table(("what", "value", ""), [(each.what, f"{each.value:.3f}", each.unit) for each in rows])
