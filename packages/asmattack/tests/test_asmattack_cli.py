@@ -6,8 +6,6 @@ import json
 import os
 import shlex
 import struct
-import subprocess
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from asmattack import MaskGenerator
 from asmattack.cli import app
@@ -109,7 +110,6 @@ def test_every_other_example_runs_as_printed(place: Path) -> None:
 def test_own_detectors_timm_models_and_real_files(place: Path) -> None:
     weights = place / "small.safetensors"
     import timm
-    from safetensors.torch import save_file
 
     save_file(
         {
@@ -353,8 +353,6 @@ def test_every_verb_refuses_faces_that_are_none(place: Path, verb: str) -> None:
 
 
 def test_a_detector_of_nan_is_refused_by_every_verb_that_attacks(place: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = place / "runs/nan"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"architecture": "plain"}')
@@ -369,47 +367,20 @@ def test_a_detector_of_nan_is_refused_by_every_verb_that_attacks(place: Path) ->
         assert set(place.rglob("*")) == before, verb
 
 
-def test_two_processes_end_with_the_weights_of_one(place: Path) -> None:
-    from safetensors.torch import load_file
+def run_in_this_process(place: Path, arguments: list[str]) -> None:
+    AcceleratorState._reset_state(True)  # the parent's state came along with the fork
+    torch.set_num_threads(1)
+    with contextlib.chdir(place):
+        run(app, arguments)
 
-    options = [
-        "--preset",
-        "tiny",
-        "--images",
-        "24",
-        "--batch-size",
-        "8",
-        "--epochs",
-        "1",
-        "--width",
-        "8",
-        "--optimiser",
-        "sgd",
-        "--no-flip",
-        "--precision",
-        "float32",
-    ]
-    whole = call(place, "train-generator", "runs/plain", "--out", "runs/one", "--device", "cpu", *options)
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher for tests forks")
+def test_two_processes_end_with_the_weights_of_one(place: Path) -> None:
+    options = "--preset tiny --images 24 --batch-size 8 --epochs 1 --width 8 --no-flip --precision float32"
+    arguments = ["train-generator", "runs/plain", "--device", "cpu", *options.split(), "--optimiser", "sgd", "--out"]
+    whole = call(place, *arguments, "runs/one")
     assert whole.code == 0, whole.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "asmattack",
-    ]
-    done = subprocess.run(
-        [*command, "train-generator", "runs/plain", "--out", "runs/two", "--device", "cpu", *options],
-        cwd=place,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    debug_launcher(run_in_this_process, (place, [*arguments, "runs/two"]), num_processes=2)
     one, two = (load_file(place / f"runs/{name}/model/model.safetensors") for name in ("one", "two"))
     torch.manual_seed(0)
     start = MaskGenerator(8).state_dict()
