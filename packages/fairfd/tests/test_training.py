@@ -230,14 +230,22 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     debug_launcher(train_in_this_process, (tmp_path / "two",), num_processes=2)
     one, two = (load_file(tmp_path / name / "checkpoints/last.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    start = {f"model.{name}": value for name, value in marked_detector().state_dict().items()}
+
+    def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+        return float(torch.cat([(left[name] - right[name]).flatten() for name in start]).norm())
+
+    # Gradients are the same sums in another order: relative errors far below a per cent. Where a gradient is next to
+    # nothing Adam enlarges them, but not its step; a process that is left out changes half of every step.
+    assert distance(one, two) < 0.01 * distance(one, start)
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
     for first, second in zip(*logs, strict=True):
         assert first.keys() == second.keys()
-        assert all(first[key] == pytest.approx(second[key], abs=1e-5) for key in first)
+        assert first["val_auc"] == pytest.approx(second["val_auc"], abs=1.01 / (8 * 9))  # at most one pair of 8 x 9
+        assert all(first[key] == pytest.approx(second[key], rel=0.01) for key in first if key != "val_auc")
 
 
 def test_several_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
