@@ -26,10 +26,11 @@ from instructbrush import (
     summarise,
 )
 from instructbrush.benchmarking import contact_sheet
-from instructbrush.editing import ApplyOptions, apply_instruction, result_names
+from instructbrush.editing import apply_instruction, plan
 from instructbrush.instruction import Instruction
 from instructbrush.pairs import folder_pairs, named_pairs, read_rgb, rgb_of, squared
-from instructbrush.phrases import PhraseOptions, read_bank
+from instructbrush.phrases import read_bank
+from instructbrush.recipes import ApplyOptions, PhraseOptions
 from instructbrush.scores import region_psnr
 from instructbrush.topbench import check
 from tenfold.errors import UserError
@@ -118,10 +119,11 @@ def test_pairs_are_in_order_however_they_were_written_and_splits_are_not_mixed(t
 def test_results_keep_their_places_and_never_share_one(tmp_path: Path) -> None:
     for name in ("a/x.jpg", "b/x.jpg", "y.png"):
         write(tmp_path / name)
-    names = result_names([tmp_path])
-    assert sorted(each.as_posix() for each in names.values()) == ["a/x.png", "b/x.png", "y.png"]
-    with pytest.raises(UserError, match="would have the name"):
-        result_names([tmp_path / "a", tmp_path / "b"])
+    jobs = plan([tmp_path], tmp_path.with_name("out"))
+    names = sorted(job.target.relative_to(tmp_path.with_name("out")).as_posix() for job in jobs)
+    assert names == ["a/x.png", "b/x.png", "y.png"]
+    with pytest.raises(UserError, match="both would become"):
+        plan([tmp_path / "a", tmp_path / "b"], tmp_path.with_name("out"))
 
 
 def test_pairs_without_an_edit_are_refused_and_odd_ones_warned_about() -> None:
@@ -143,7 +145,7 @@ def test_a_made_benchmark_is_well_and_faults_are_named(tmp_path: Path) -> None:
     assert check(tmp_path / "b") == []
     assert TopBench.read(tmp_path / "b") == made
     assert made.pairs(made.effects[0], "train", 16).before.shape == (2, 3, 16, 16)
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="is not empty"):
         make_embedded(tmp_path / "b")
     with pytest.raises(UserError, match="there are tint"):
         make_embedded(tmp_path / "c", names=("nothing",))
@@ -246,7 +248,7 @@ def test_free_slots_take_further_words(pipe: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "at least 1"), ({"guidance": 0.5}, "guidance"), ({"image_guidance": -1.0}, "guidance")],
+    [({"steps": 0}, "steps: 0 is not"), ({"guidance": 0.5}, "guidance"), ({"image_guidance": -1.0}, "guidance")],
 )
 def test_scales_out_of_range_are_refused(pipe: Any, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):

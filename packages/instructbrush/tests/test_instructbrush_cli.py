@@ -108,8 +108,11 @@ BAD: dict[str, tuple[str, str]] = {
     "missing folder": ("learn nowhere -o o.safetensors", "nowhere"),
     "empty folder": ("learn empty -o o.safetensors", "no picture"),
     "odd number": ("learn photo.jpg photos/a.jpg photos/b.jpg -o o.safetensors", "3 pictures"),
-    "truncated": ("learn cut -o o.safetensors", "a_1.png"),
-    "one pixel": ("learn dots -o o.safetensors", "at least 8"),
+    "truncated": ("learn cut/a_0.png cut/a_1.png -o o.safetensors", "a_1.png"),
+    "one pixel": ("learn dots/a_0.png dots/a_1.png -o o.safetensors", "at least 8"),
+    "over an input": ("learn pairs -o pairs/a_0.png", ".safetensors"),
+    "a number that is none": ("learn pairs -o o.safetensors --preset tiny --learning-rate nan", "finite"),
+    "a huge number": ("learn pairs -o o.safetensors --preset tiny --steps 99999999999999999999999", "number"),
     "no suffix": ("learn pairs -o o.bin", ".safetensors"),
     "too many tokens": ("learn pairs -o o.safetensors --tokens 17 --preset tiny", "1 to 16"),
     "too many partitions": ("learn pairs -o o.safetensors --partitions 1001 --preset tiny", "1 to 1000"),
@@ -128,10 +131,10 @@ BAD: dict[str, tuple[str, str]] = {
     "apply bad picture": ("apply start.safetensors pickle.jpg -o e", "pickle.jpg"),
     "apply to file": ("apply start.safetensors photo.jpg -o photo.jpg", "photo.jpg"),
     "apply odd size": ("apply start.safetensors photo.jpg -o e --size 50", "multiple of 4"),
-    "apply over itself": ("apply start.safetensors pairs -o pairs", "overwritten"),
-    "apply two of a name": ("apply start.safetensors before after -o e", "name"),
+    "apply over itself": ("apply start.safetensors pairs -o pairs", "is an input"),
+    "apply two of a name": ("apply start.safetensors before after -o e", "both would become"),
     "apply offload without GPU": ("apply start.safetensors photo.jpg -o e --offload model --device cpu", "--offload"),
-    "apply steps": ("apply start.safetensors photo.jpg -o e --steps 0", "steps 0"),
+    "apply steps": ("apply start.safetensors photo.jpg -o e --steps 0", "steps"),
     "eval missing": ("eval start.safetensors nowhere", "nowhere"),
     "eval no such model": ("eval start.safetensors pairs --dino nonsense", "nonsense"),
     "eval no weights": ("eval start.safetensors pairs --lpips-weights nowhere.pth", "nowhere.pth"),
@@ -140,7 +143,7 @@ BAD: dict[str, tuple[str, str]] = {
     "show missing": ("show nothing.safetensors", "nothing.safetensors"),
     "push nowhere": ("push start.safetensors not/a/name", "not/a/name"),
     "pull missing": ("pull nowhere/at/all -o o.safetensors", "nowhere"),
-    "bench make full": ("bench make pairs", "not an empty folder"),
+    "bench make full": ("bench make pairs", "is not empty"),
     "bench import none": ("bench import nowhere new", "nowhere"),
     "bench check none": ("bench check pairs", "topbench.json"),
     "bench run none": ("bench run pairs --out r", "topbench.json"),
@@ -187,3 +190,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert len(lines) == 1, err
     assert word in lines[0]
     assert sorted(bad.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["learn cut -o o.safetensors --preset tiny --steps 1", "eval start.safetensors cut --steps 1", "phrases cut"],
+)
+def test_pairs_that_cannot_be_read_are_named_and_passed_over(
+    bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(bad)
+    code, out, err = call(capsys, *shlex.split(command))
+    assert code == 3, (out, err)
+    assert [line for line in err.splitlines() if "skipped: " in line and "a_1.png" in line]
+    (bad / "o.safetensors").unlink(missing_ok=True)
+
+
+def test_results_replace_others_only_when_told(
+    bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(bad)
+    (tmp_path / "photo.png").write_text("mine")
+    line = f"apply start.safetensors photo.jpg -o {tmp_path} --steps 1"
+    code, _, err = call(capsys, *shlex.split(line))
+    assert (code, "exists" in err) == (2, True)
+    assert (tmp_path / "photo.png").read_text() == "mine"
+    assert call(capsys, *shlex.split(line + " --overwrite"))[0] == 0
+    assert (tmp_path / "photo.png").read_bytes().startswith(b"\x89PNG")

@@ -27,7 +27,8 @@ from instructbrush.cli import app
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.latents import LatentPairs
 from instructbrush.learning import InversionStep, PairBatch, draw_batch, initial_text, step_order
-from instructbrush.phrases import PhraseOptions, _bank_features, extract_phrases, read_bank
+from instructbrush.phrases import _bank_features, extract_phrases, read_bank
+from instructbrush.recipes import PhraseOptions
 from instructbrush.rivals import METHODS, recipe_of
 from instructbrush.scores import region_psnr
 from instructbrush.spaces import visii_direction_term
@@ -261,11 +262,11 @@ def test_the_paper_preset_is_the_specifications() -> None:
     ("change", "message"),
     [
         ({"tokens": 17}, "must be 1 to 16"),
-        ({"tokens": 0}, "must be 1 to 16"),
-        ({"partitions": 0}, "must be 1 to 1000"),
+        ({"tokens": 0}, "tokens: 0 is not"),
+        ({"partitions": 0}, "partitions: 0 is not"),
         ({"partitions": 1001}, "must be 1 to 1000"),
-        ({"steps": 0}, "at least 1"),
-        ({"learning_rate": -1.0}, "positive"),
+        ({"steps": 0}, "steps: 0 is not"),
+        ({"learning_rate": -1.0}, "learning_rate: -1 is not above 0"),
         ({"strict_visii": True}, "visii"),
         ({"method": "textual-inversion", "words": 15}, "room for"),
         ({"learning_rate": 1e37, "warmup": 0}, "not finite"),

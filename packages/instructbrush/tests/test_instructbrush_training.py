@@ -10,7 +10,7 @@ import torch
 
 import instructbrush.training as module
 from instructbrush import PatchAutoencoder, TrainConfig, load_editor, train
-from instructbrush.base import BaseOptions
+from instructbrush.recipes import BaseOptions
 from instructbrush.tiny.contrastive import contrastive_loss
 from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
 from instructbrush.tiny.examples import draw_captioned, draw_edit
@@ -72,8 +72,8 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         ({"side": 30}, "multiple of 16"),
         ({"channels": 20}, "multiple of 16"),
         ({"latent_channels": 49}, "1 to 48"),
-        ({"batch_size": 0}, "cannot be shared"),
-        ({"steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size: 0 is not"),
+        ({"steps": 0}, "steps: 0 is not"),
     ],
 )
 def test_impossible_sizes_leave_nothing_behind(tmp_path: Path, change: dict, message: str) -> None:

@@ -3,42 +3,30 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from instructbrush.clip_features import ClipFeatures
+from instructbrush.components import FILES, network, preparation, scheduler
 from instructbrush.instruction import Pipeline, check_editor, fingerprint
+from instructbrush.recipes import BaseOptions
 from instructbrush.tiny.storage import is_tiny, load_tiny, shipped_model
 from tenfold.errors import UserError
+from tenfold.hub import model_folder
 from tenfold.runs import pick_device
 
-Weights = Literal["float32", "bfloat16", "float16"]
-Offload = Literal["none", "model", "sequential"]
 CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
-
-
-@dataclass(frozen=True)
-class BaseOptions:
-    """Which editor, and how it is held in memory.
-
-    Attributes:
-        base: tiny (embedded), a folder, or a Hub name such as timbrooks/instruct-pix2pix.
-        weights: number format of the weights: float32, bfloat16 or float16.
-        slicing: Compute attention in slices: slower, less memory.
-        offload: Keep the weights in the main memory: none, model (whole parts move to the GPU in turn) or sequential (layer by layer).
-        clip: CLIP for the initialisation and the metrics; by default the embedded one for the embedded editor, ViT-L/14 for others.
-    """
-
-    base: str = "tiny"
-    weights: Weights = "float32"
-    slicing: bool = False
-    offload: Offload = "none"
-    clip: str | None = None
 
 
 @dataclass
@@ -50,12 +38,14 @@ class Editor:
         name: how it was asked for.
         clip_source: where its CLIP is.
         size: side of its pictures.
+        clip_revision: branch, tag or commit of a CLIP of the Hub.
     """
 
     pipe: Pipeline
     name: str
     clip_source: str | Path
     size: int
+    clip_revision: str | None = None
     _clip: ClipFeatures | None = None
 
     @property
@@ -78,7 +68,7 @@ class Editor:
     def clip(self) -> ClipFeatures:
         """The CLIP, loaded when first asked for."""
         if self._clip is None:
-            self._clip = ClipFeatures.load(self.clip_source, self.pipe.unet.device)
+            self._clip = ClipFeatures.load(self.clip_source, self.pipe.unet.device, self.clip_revision)
         return self._clip
 
 
@@ -99,20 +89,19 @@ def load_editor(options: BaseOptions | None = None, device: str = "auto") -> Edi
     options = options or BaseOptions()
     where = _device(device)
     dtype = getattr(torch, options.weights)
-    folder = shipped_model() if options.base == "tiny" else Path(options.base)
-    if folder.name != "model" and (folder / "model" / "unet").is_dir():
-        folder = folder / "model"
-    if options.base == "tiny" or is_tiny(folder):
+    folder = _folder(options)
+    if is_tiny(folder):
         model, processor = load_tiny(folder)
         pipe = model.pipeline()
         clip = ClipFeatures(model.clip.to(where), processor, model.tokenizer, "the embedded CLIP")
-        editor = Editor(pipe, options.base, folder / "clip", clip.side, clip)
+        editor = Editor(pipe, options.base, folder / "clip", clip.side, _clip=clip)
         if options.clip:
-            editor = Editor(pipe, options.base, options.clip, clip.side)
+            editor = Editor(pipe, options.base, options.clip, clip.side, options.clip_revision)
     else:
-        pipe = _from_diffusers(options.base, dtype)
+        pipe = _from_diffusers(folder, options.base, dtype)
         size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-        editor = Editor(pipe, options.base, options.clip or CLIP_OF_STABLE_DIFFUSION, size)
+        source = options.clip or CLIP_OF_STABLE_DIFFUSION
+        editor = Editor(pipe, options.base, source, size, options.clip_revision)
     check_editor(pipe)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval().requires_grad_(False)
@@ -131,13 +120,30 @@ def _device(name: str) -> torch.device:
     return pick_device(name)
 
 
-def _from_diffusers(base: str, dtype: torch.dtype) -> Pipeline:
-    try:
-        pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            base, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--base {base}: cannot load it as an InstructPix2Pix ({str(error).splitlines()[0]})") from None
+def _folder(options: BaseOptions) -> Path:
+    """Where the editor is on this machine."""
+    if options.base == "tiny":
+        if options.revision is not None:
+            raise UserError("--base tiny: comes with this package; --revision is for models of the Hub")
+        return shipped_model()
+    folder = model_folder(options.base, options.revision, FILES)
+    return folder / "model" if (folder / "model" / "unet").is_dir() else folder
+
+
+def _from_diffusers(folder: Path, base: str, dtype: torch.dtype) -> Pipeline:
+    """An editor as diffusers saves it, with the classes of Stable Diffusion, whatever its index names."""
+    if not (folder / "unet").is_dir():
+        raise UserError(f"--base {base}: holds no editor (no unet/)")
+    pipe: Any = StableDiffusionInstructPix2PixPipeline(
+        vae=network(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+        text_encoder=network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+        tokenizer=preparation(CLIPTokenizer, folder / "tokenizer", "tokenizer_config.json"),
+        unet=network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        scheduler=scheduler(folder / "scheduler"),
+        safety_checker=None,  # ty: ignore[invalid-argument-type]  # optional
+        feature_extractor=None,  # ty: ignore[invalid-argument-type]  # optional
+        requires_safety_checker=False,
+    )
     if pipe.scheduler.config.prediction_type == "epsilon":
         pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     return pipe

@@ -50,7 +50,8 @@ def run_bench(
     """
     if unknown := [each for each in methods if each not in METHODS]:
         raise UserError(f"--method {unknown[0]}: there are {', '.join(METHODS)}")
-    done = {(line["effect"], line["method"]) for line in folder.lines() if "effect" in line}
+    folder.rewind(folder.last_step())  # a last line that was cut short would swallow the next one
+    done = {(line["effect"], line["method"]) for line in scored(folder)}
     jobs = [(effect, method) for effect in bench.effects for method in methods if (effect.name, method) not in done]
     for effect, method in track(jobs, "benchmark"):
         train, test = (bench.pairs(effect, split, editor.size) for split in ("train", "test"))
@@ -71,7 +72,22 @@ def run_bench(
             train_loss=learnt.loss,
             **scores,
         )
-    return [line for line in folder.lines() if "effect" in line]
+    return scored(folder)
+
+
+def scored(folder: RunFolder) -> Rows:
+    """The lines of a benchmark's log.
+
+    Raises:
+        UserError: one that names no method or group of an effect, or has other scores than numbers.
+    """
+    rows = [line for line in folder.lines() if "effect" in line]
+    for row in rows:
+        words = all(isinstance(row.get(key), str) for key in ("effect", "group", "method"))
+        numbers = (value for key, value in row.items() if key not in ("effect", "group", "method"))
+        if not words or not all(value is None or isinstance(value, int | float) for value in numbers):
+            raise UserError(f"{folder.path / 'metrics.jsonl'}: is no log of the benchmark ({row})")
+    return rows
 
 
 def contact_sheet(rows: Sequence[Tensor], enlarge: int | None = None, gap: int = 2) -> Tensor:
@@ -128,7 +144,7 @@ def read_rows(path: Path) -> Rows:
     """
     if not (path / "config.toml").is_file():
         raise UserError(f"{path}: no run of the benchmark")
-    return [line for line in RunFolder(path).lines() if "effect" in line]
+    return scored(RunFolder(path))
 
 
 def as_json(summary: dict[str, Any]) -> str:

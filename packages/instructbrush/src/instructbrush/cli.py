@@ -5,17 +5,14 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from instructbrush.base import BaseOptions
-from instructbrush.editing import ApplyOptions
-from instructbrush.learning import LearnConfig
-from instructbrush.phrases import PhraseOptions
-from instructbrush.training import TrainConfig
-from tenfold import UserError
+from instructbrush.recipes import ApplyOptions, BaseOptions, Fit, LearnConfig, PhraseOptions, TrainConfig
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.errors import UserError
+from tenfold.options import Count, Seed
 
 PAPER = Paper(
     title="InstructBrush: Learning Attention-based Instruction Optimization for Image Editing",
@@ -49,7 +46,6 @@ Base = Annotated[BaseOptions, Parameter(name="*")]
 Recipe = Annotated[LearnConfig, Parameter(name="*")]
 Applied = Annotated[ApplyOptions, Parameter(name="*")]
 Words = Annotated[PhraseOptions, Parameter(name="*")]
-Fit = Literal["crop", "stretch"]
 
 
 @Parameter(name="*")
@@ -87,16 +83,16 @@ def learn(
     words: Words = PhraseOptions(),  # noqa: B008  # frozen
     init: str = "phrases",
     bank: Path | None = None,
-    size: int | None = None,
+    size: Count | None = None,
     fit: Fit = "crop",
     edit: str = "",
     licence: str = "",
     full: bool = False,
     dry_run: bool = False,
-) -> None:
+) -> int:
     """Learn an instruction from before/after pictures.
 
-    Several GPUs: accelerate launch -m instructbrush learn ...
+    Pairs that cannot be read are named and passed over; it then leaves with 3. Several GPUs: accelerate launch -m instructbrush learn ...
 
     Args:
         pictures: A folder of pairs (NAME_0 and NAME_1, or before/ and after/), two folders, or all pictures before and then all after.
@@ -115,7 +111,7 @@ def learn(
 
     from instructbrush.instruction import Instruction
     from instructbrush.learning import initial_text, learn_instruction
-    from instructbrush.pairs import PairSet, named_pairs
+    from instructbrush.pairs import named_pairs, readable_pairs
     from instructbrush.phrases import read_bank
 
     if out.suffix != ".safetensors":
@@ -125,19 +121,22 @@ def learn(
     _writable(out)
     _held(base)
     files = named_pairs(pictures)
+    if out.resolve() in {path.resolve() for pair in files for path in pair}:
+        raise UserError(f"--out {out}: is an input and would be overwritten; choose another name")
     editor = _editor(base, options.device)
     if not editor.embedded and options.preset != "paper" and options.config is None and recipe.learning_rate > 0.01:
         raise UserError(
             f"--base {base.base}: the preset {options.preset} is for the embedded editor; add --preset paper"
         )
-    pairs = PairSet.from_files(files, size or editor.size, fit)
+    pairs, checked = readable_pairs(files, size or editor.size, fit)
     phrases = read_bank(bank, tiny=editor.embedded)
     clip = editor.clip if init in ("phrases", "caption") or recipe.method == "visii" else None
     if dry_run:
         found = initial_text(editor.pipe, pairs, init, clip, phrases, words)
         print(f"{len(pairs)} pairs: {', '.join(pairs.ids[:8])}{' ...' if len(pairs) > 8 else ''}")
         print(f"initial instruction: {found.text!r}")
-        return
+        checked.show_skipped("instructbrush")
+        return checked.exit_code
     started = time.perf_counter()
     learnt: Instruction = learn_instruction(
         editor.pipe,
@@ -152,7 +151,7 @@ def learn(
         resume=options.resume,
     )
     if not PartialState().is_main_process:
-        return
+        return 0
     learnt.save(out, torch.float32 if full else torch.float16)
     about = learnt.about
     print(f"initial instruction: {about.init_text!r}")
@@ -160,6 +159,8 @@ def learn(
         f"learnt from {len(pairs)} pairs in {recipe.steps} steps, loss {about.train['final_loss']:.4f}, "
         f"{time.perf_counter() - started:.1f} s -> {out} ({out.stat().st_size / 1024:.0f} KiB)"
     )
+    checked.show_skipped("instructbrush")
+    return checked.exit_code
 
 
 def _held(base: BaseOptions) -> None:
@@ -176,18 +177,11 @@ def _editor(base: BaseOptions, device: str):  # its type needs torch
 
 def _writable(path: Path) -> None:
     """Find out before the work whether a file can be written."""
-    from tenfold.files import atomic_path
+    from tenfold.files import check_writable
 
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file to write")
-    existing = next(each for each in (path.parent, *path.parent.parents) if each.exists())
-    if not existing.is_dir():
-        raise UserError(f"{path}: cannot write here ({existing} is a file)")
-    probe = path.with_name(f".{path.name}.probe") if existing == path.parent else None
-    if probe is not None:
-        with atomic_path(probe):
-            pass
-        probe.unlink()
+    check_writable(path)
 
 
 @verb(
@@ -201,12 +195,15 @@ def apply(
     out: Out = Path("edited"),
     options: Applied = ApplyOptions(),  # noqa: B008  # frozen
     base: Base = BaseOptions(),  # noqa: B008  # frozen
-    size: int | None = None,
+    size: Count | None = None,
     fit: Fit = "crop",
     grid: bool = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     device: str = "auto",
-) -> None:
+) -> int:
     """Apply an instruction to pictures and folders of pictures.
+
+    Pictures that cannot be read are named and passed over; it then leaves with 3.
 
     Args:
         instruction: A file that learn wrote, or a folder that pull wrote.
@@ -215,35 +212,34 @@ def apply(
         size: Side of the results; the editor's own by default.
         fit: Other shapes are cropped in the middle, or stretched.
         grid: Also write grid.png: each picture above what became of it.
+        overwrite: Replace results that exist; an input is never one of them.
         device: auto, cpu, cuda, ...
     """
     import torch
 
     from instructbrush.benchmarking import contact_sheet
-    from instructbrush.editing import edit_files, result_names
+    from instructbrush.editing import edit_files, plan, readable
+    from tenfold.folders import Job, check_jobs
     from tenfold.images import write_image
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder")
-    names = result_names(pictures)
-    results = {(out / name).resolve(): path for path, name in names.items()}
-    if grid and (out / "grid.png").resolve() in results:
-        raise UserError(f"{out / 'grid.png'}: is a result's name too; leave --grid away or rename that picture")
-    if ours := [path for path in names if path.resolve() in results]:
-        raise UserError(f"{ours[0]}: would be overwritten; choose another --out")
-    learnt, editor = _load(instruction), _editor(base, device)
+    jobs = plan(pictures, out, overwrite)
+    if grid:
+        # The sheet is one more result: it may not be an input, nor the place of another.
+        check_jobs([*jobs, Job(jobs[0].source, out / "grid.png")], overwrite)
+    learnt = _load(instruction)
+    checked = readable(jobs)
+    jobs = [job for job in jobs if job.source in checked.results]
+    editor = _editor(base, device)
     _warn_of_another_base(learnt, editor)
     started = time.perf_counter()
-    shown = []
-    for each in edit_files(editor.pipe, learnt, names, options, size or editor.size, fit):
-        write_image(out / each.name, each.after.permute(1, 2, 0).numpy())
-        if grid:
-            shown.append(each)
+    shown = list(edit_files(editor.pipe, learnt, jobs, options, size or editor.size, fit))
     if grid:
         rows = [torch.stack([each.before for each in shown]), torch.stack([each.after for each in shown])]
         write_image(out / "grid.png", contact_sheet(rows).permute(1, 2, 0).numpy())
-    plural = "s" * (len(names) != 1)
-    print(f"edited {len(names)} picture{plural} in {time.perf_counter() - started:.1f} s -> {out}")
+    plural = "s" * (len(jobs) != 1)
+    print(f"edited {len(jobs)} picture{plural} in {time.perf_counter() - started:.1f} s -> {out}")
+    checked.show_skipped("instructbrush")
+    return checked.exit_code
 
 
 def _load(path: Path):  # its type needs torch
@@ -279,8 +275,10 @@ def eval(  # noqa: A001  # the verb's name
     captions: tuple[str, str] | None = None,
     json: Path | None = None,
     device: str = "auto",
-) -> None:
+) -> int:
     """Measure an instruction on pairs it has not seen, beside leaving the pictures as they are.
+
+    Pairs that cannot be read are named and passed over; it then leaves with 3.
 
     Args:
         instruction: A file that learn wrote.
@@ -299,7 +297,7 @@ def eval(  # noqa: A001  # the verb's name
 
     from instructbrush.dino_features import DinoFeatures
     from instructbrush.editing import edit_batch
-    from instructbrush.pairs import PairSet, named_pairs
+    from instructbrush.pairs import named_pairs, readable_pairs
     from instructbrush.scores import Scorer, table
     from tenfold.files import write_text
     from tenfold.perceptual import lpips_network
@@ -309,8 +307,8 @@ def eval(  # noqa: A001  # the verb's name
     learnt, files = _load(instruction), named_pairs(pictures)
     editor = _editor(base, device)
     _warn_of_another_base(learnt, editor)
-    pairs = PairSet.from_files(files, editor.size, fit)
-    starts = range(0, len(pairs), max(1, options.batch_size))
+    pairs, checked = readable_pairs(files, editor.size, fit)
+    starts = range(0, len(pairs), options.batch_size)
     edited = torch.cat(
         [edit_batch(editor.pipe, learnt, pairs.before[at : at + options.batch_size], options, at) for at in starts]
     )
@@ -326,6 +324,8 @@ def eval(  # noqa: A001  # the verb's name
     print(f"{len(pairs)} pairs, CLIP: {editor.clip.name}\n{table(rows)}")
     if json:
         write_text(json, writer.dumps({"pairs": len(pairs), "clip": editor.clip.name, "scores": rows}, indent=2) + "\n")
+    checked.show_skipped("instructbrush")
+    return checked.exit_code
 
 
 @verb(app, "instructbrush phrases pairs/ --top 3")
@@ -336,8 +336,10 @@ def phrases(
     bank: Path | None = None,
     preset: str = "small",  # noqa: ARG001  # read before parsing
     device: str = "auto",
-) -> None:
+) -> int:
     """Show which words an edit removes and adds, and the instruction they make.
+
+    Pairs that cannot be read are named and passed over; it then leaves with 3.
 
     Args:
         pictures: Pairs, as for learn.
@@ -345,12 +347,12 @@ def phrases(
         preset: Where unset options come from: tiny, small or paper.
         device: auto, cpu, cuda, ...
     """
-    from instructbrush.pairs import PairSet, named_pairs
+    from instructbrush.pairs import named_pairs, readable_pairs
     from instructbrush.phrases import extract_phrases, read_bank
 
     files = named_pairs(pictures)
     editor = _editor(base, device)
-    pairs = PairSet.from_files(files, editor.size)
+    pairs, checked = readable_pairs(files, editor.size)
     bank_words = read_bank(bank, tiny=editor.embedded)
     found = extract_phrases(pairs.before, pairs.after, editor.clip, bank_words, words, editor.pipe.tokenizer)
     for title, side in (("removed", found.before), ("added", found.after)):
@@ -358,6 +360,8 @@ def phrases(
             f"{title}: " + (", ".join(f"{word} ({value:.2f})" for word, value in side) or "nothing above the threshold")
         )
     print(f"instruction: {found.text!r}")
+    checked.show_skipped("instructbrush")
+    return checked.exit_code
 
 
 @verb(app, "instructbrush show edit.safetensors", "instructbrush show edit.safetensors --distance")
@@ -417,18 +421,19 @@ def push(instruction: Path, repository: str, *, private: bool = False) -> None:
 
 
 @verb(app, "instructbrush pull saved/ -o fetched.safetensors")
-def pull(repository: str, *, out: Out = Path("edit.safetensors")) -> None:
+def pull(repository: str, *, revision: str | None = None, out: Out = Path("edit.safetensors")) -> None:
     """Fetch an instruction from the Hub, or from a folder that save_pretrained wrote.
 
     Args:
         repository: Such as name/edit.
+        revision: Branch, tag or commit; the main branch by default.
         out: The file to write.
     """
     from instructbrush.instruction import Instruction
 
     _writable(out)
     with _hub_errors(repository):
-        fetched = Instruction.from_pretrained(repository)
+        fetched = Instruction.from_pretrained(repository, revision=revision)
     fetched.save(out)
     print(f"{repository} -> {out}")
 
@@ -438,10 +443,10 @@ def make(
     root: Path,
     *,
     effect: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    size: int = 48,
-    train: int = 10,
-    test: int = 5,
-    seed: int = 0,
+    size: Count = 48,
+    train: Count = 10,
+    test: Count = 5,
+    seed: Seed = 0,
 ) -> None:
     """Write the embedded benchmark: edits that the embedded editor was not taught.
 
@@ -464,8 +469,8 @@ def import_(
     source: Path,
     root: Path,
     *,
-    train: int = 10,
-    test: int = 5,
+    train: Count = 10,
+    test: Count = 5,
     local: Annotated[tuple[str, ...], Parameter(negative=())] = (),
 ) -> None:
     """Make a benchmark from folders EFFECT/ID_0.png, EFFECT/ID_1.png.
@@ -588,6 +593,8 @@ def report(folder: Path, *, json: Path | None = None) -> None:
     from instructbrush.benchmarking import as_json, read_rows, summarise
     from tenfold.files import write_text
 
+    if json is not None:
+        _writable(json)
     rows = read_rows(folder)
     _print_report(rows)
     if json:
@@ -634,7 +641,7 @@ def train(
 
 
 @verb(app, "instructbrush demo --out instructbrush-demo")
-def demo(*, out: Out = Path("instructbrush-demo"), seed: int = 0) -> None:
+def demo(*, out: Out = Path("instructbrush-demo"), seed: Seed = 0) -> None:
     """Learn edits without a name from four pairs each with the embedded editor, and apply them to unseen pictures.
 
     Args:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from tenfold.errors import UserError
+from instructbrush.components import network, preparation
+from tenfold.hub import model_folder
 
 CHUNK = 2048
 """Texts that are encoded at once."""
@@ -39,21 +40,24 @@ class ClipFeatures:
     name: str = "CLIP"
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device) -> "ClipFeatures":
+    def load(cls, source: str | Path, device: torch.device, revision: str | None = None) -> "ClipFeatures":
         """A CLIP by Hub name or folder.
 
+        Args:
+            source: its name or folder.
+            device: where to compute.
+            revision: branch, tag or commit of the Hub.
+
         Raises:
-            UserError: a folder that holds none.
+            UserError: a folder that holds none, or a model that cannot be fetched.
         """
-        try:
-            return cls(
-                CLIPModel.from_pretrained(source, use_safetensors=True).to(device).eval().requires_grad_(False),
-                CLIPImageProcessor.from_pretrained(source),
-                CLIPTokenizer.from_pretrained(source),
-                str(source),
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"--clip {source}: no CLIP model ({str(error).splitlines()[0]})") from None
+        folder = model_folder(source, revision)
+        return cls(
+            network(CLIPModel, folder).to(device),
+            preparation(CLIPImageProcessor, folder, "preprocessor_config.json"),
+            preparation(CLIPTokenizer, folder, "tokenizer_config.json"),
+            str(source),
+        )
 
     @property
     def side(self) -> int:

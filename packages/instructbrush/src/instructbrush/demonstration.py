@@ -13,6 +13,7 @@ from instructbrush.recipes import learning_preset
 from instructbrush.rivals import learn_method
 from instructbrush.scores import Scorer
 from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
+from tenfold.files import check_writable
 from tenfold.images import write_image
 
 SHOWN = ("heat", "pink")
@@ -27,6 +28,7 @@ def demo(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
         out: folder.
         seed: of the pairs and of learning.
     """
+    check_writable(out / "overview.png")
     editor = load_editor(device="cpu")
     config, phrase_options = learning_preset("small", seed=seed, steps=STEPS)
     scorer, scores = Scorer(editor.clip), {name: [] for name in METHODS}

@@ -43,6 +43,8 @@ class DinoFeatures:
             from timm.data.config import resolve_model_data_config
         except ImportError:
             raise UserError("DINO similarity needs timm: pip install 'instructbrush[dino]'") from None
+        if not timm.is_model(name):
+            raise UserError(f"--dino {name}: timm has no such model")
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except (RuntimeError, OSError, ValueError) as error:

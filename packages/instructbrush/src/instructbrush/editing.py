@@ -10,32 +10,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from instructbrush.instruction import Instruction, Pipeline, encode_text
-from instructbrush.pairs import Fit, read_rgb, rgb_of, squared
+from instructbrush.instruction import Instruction, Pipeline, check_size, encode_text
+from instructbrush.pairs import read_rgb, rgb_of, squared
+from instructbrush.recipes import ApplyOptions, Fit
 from tenfold.errors import UserError
-from tenfold.images import list_images
+from tenfold.files import check_writable
+from tenfold.folders import FolderReport, Job, check_jobs, work_on_files
+from tenfold.images import list_images, write_image
 from tenfold.runs import track
-
-
-@dataclass(frozen=True)
-class ApplyOptions:
-    """How pictures are edited; what is not given comes from the instruction file.
-
-    Attributes:
-        guidance: instruction scale s_T: larger exaggerates the edit.
-        image_guidance: picture scale s_I: larger preserves the picture.
-        steps: sampling steps.
-        seed: of the noise; each picture has its own.
-        batch_size: pictures at once.
-        extra: Words for the slots that the instruction leaves free (instructions of fewer tokens than the text).
-    """
-
-    guidance: float | None = None
-    image_guidance: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    batch_size: int = 1
-    extra: str = ""
 
 
 @torch.no_grad()
@@ -58,8 +40,8 @@ def edit_batch(
     guidance = about.guidance_scale if options.guidance is None else options.guidance
     image_guidance = about.image_guidance_scale if options.image_guidance is None else options.image_guidance
     steps = about.sampling_steps if options.steps is None else options.steps
-    if steps < 1:
-        raise UserError(f"steps {steps}: must be at least 1")
+    if steps > about.num_train_timesteps:
+        raise UserError(f"steps {steps}: this editor has 1 to {about.num_train_timesteps}")
     if guidance < 1 or image_guidance < 0:
         raise UserError(f"guidance {guidance}, image guidance {image_guidance}: at least 1 and 0")
     if guidance <= 1 < image_guidance or image_guidance < 1 < guidance:
@@ -132,62 +114,72 @@ class EditedFile:
     """A picture that was edited.
 
     Attributes:
-        name: where it belongs in the folder of results.
+        target: where it belongs.
         before: what the editor saw.
         after: what it made of it.
     """
 
-    name: Path
+    target: Path
     before: Float[Tensor, "3 h w"]
     after: Float[Tensor, "3 h w"]
 
 
-def result_names(sources: Sequence[Path]) -> dict[Path, Path]:
-    """Each picture of some files and folders, and the name of its result: PNG, below folders as it lay below them.
+def plan(sources: Sequence[Path], out: Path, overwrite: bool = False) -> list[Job]:
+    """Each picture of some files and folders, and its result: PNG, below folders as it lay below them.
+
+    Args:
+        sources: pictures and folders.
+        out: folder of the results.
+        overwrite: allow results that exist.
 
     Raises:
-        UserError: nothing to edit, or two pictures whose results would have one name.
+        UserError: nothing to edit, a place that cannot be written, or see `tenfold.folders.check_jobs`.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
     names: dict[Path, Path] = {}
     for source in sources:
         for path in list_images(source):
             names[path] = (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix(".png")
     if not names:
         raise UserError("name at least one picture or folder")
-    taken: dict[Path, Path] = {}
-    for path, name in names.items():
-        if name in taken:
-            raise UserError(f"{path}: its result would have the name of that of {taken[name]} ({name})")
-        taken[name] = path
-    return names
+    check_writable(out)
+    jobs = [Job(path, out / name) for path, name in names.items()]
+    check_jobs(jobs, overwrite)
+    return jobs
+
+
+def readable(jobs: Sequence[Job]) -> FolderReport[None]:
+    """Find the pictures that cannot be read before anything is edited.
+
+    Raises:
+        UserError: none can.
+    """
+
+    def read(path: Path) -> None:
+        read_rgb(path)
+
+    return work_on_files(track([job.source for job in jobs], "checking"), read, alone=len(jobs) == 1)
 
 
 def edit_files(
-    pipe: Pipeline, instruction: Instruction, names: dict[Path, Path], options: ApplyOptions, size: int, fit: Fit
+    pipe: Pipeline, instruction: Instruction, jobs: Sequence[Job], options: ApplyOptions, size: int, fit: Fit
 ) -> Iterator[EditedFile]:
-    """Edit picture files, a batch after the other.
+    """Edit picture files, a batch after the other; each result is written.
 
     Args:
         pipe: the editor.
         instruction: what to do.
-        names: from `result_names`.
+        jobs: from `plan`, those that are `readable`.
         options: how.
         size: side of the results.
         fit: how other shapes are made square.
-
-    Raises:
-        UserError: an unreadable picture: it is named before anything is edited.
     """
-    if size % pipe.vae_scale_factor or size < 8:
-        raise UserError(f"--size {size}: must be a multiple of {pipe.vae_scale_factor}")
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
-    paths = list(names)
-    for path in track(paths, "checking"):
-        read_rgb(path)
-    for start in track(range(0, len(paths), options.batch_size), "editing"):
-        part = paths[start : start + options.batch_size]
-        before = torch.stack([squared(read_rgb(path), size, fit) for path in part])
+    check_size(pipe, size)
+    for start in track(range(0, len(jobs), options.batch_size), "editing"):
+        part = jobs[start : start + options.batch_size]
+        before = torch.stack([squared(read_rgb(job.source), size, fit) for job in part])
         edited = edit_batch(pipe, instruction, before, options, start)
-        for path, first, second in zip(part, before, edited, strict=True):
-            yield EditedFile(names[path], first, second)
+        for job, first, second in zip(part, before, edited, strict=True):
+            write_image(job.target, second.permute(1, 2, 0).numpy())
+            yield EditedFile(job.target, first, second)

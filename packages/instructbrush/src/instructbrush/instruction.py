@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelHubMixin
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instructbrush.injection import (
@@ -23,9 +21,12 @@ from instructbrush.injection import (
     cross_attention_layers,
     project_text,
 )
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
 from tenfold.config import from_dict
 from tenfold.errors import UserError
-from tenfold.files import atomic_path, write_text
+from tenfold.files import write_text
+from tenfold.hub import model_folder
+from tenfold.options import Count, NonNegative
 
 FILE = "instruction.safetensors"
 FORMAT = 1
@@ -60,17 +61,17 @@ class InstructionConfig:
 
     base_model: str
     base_fingerprint: tuple[float, ...]
-    num_tokens: int
-    num_partitions: int
-    num_train_timesteps: int
+    num_tokens: Count
+    num_partitions: Count
+    num_train_timesteps: Count
     prediction_type: str
-    layers: dict[str, int]
+    layers: dict[str, Count]
     init_text: str = ""
     phrases_before: tuple[str, ...] = ()
     phrases_after: tuple[str, ...] = ()
-    guidance_scale: float = 7.5
-    image_guidance_scale: float = 1.5
-    sampling_steps: int = 20
+    guidance_scale: NonNegative = 7.5
+    image_guidance_scale: NonNegative = 1.5
+    sampling_steps: Count = 20
     edit: str = ""
     licence: str = ""
     train: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +111,21 @@ def check_editor(pipe: Pipeline) -> None:
         raise UserError(
             f"the UNet has {unet.config.in_channels} input channels; an InstructPix2Pix-style UNet needs {2 * latents}"
         )
+
+
+LARGEST_SIDE = 4096
+"""Of a picture that is edited or learnt from: beyond, attention would need more memory than there is."""
+
+
+def check_size(pipe: Pipeline, size: int) -> None:
+    """Refuse a side that the editor's latents cannot have.
+
+    Raises:
+        UserError: no multiple of the latents' factor, too small, or too large.
+    """
+    factor = pipe.vae_scale_factor
+    if size % factor or not 8 <= size <= LARGEST_SIDE:
+        raise UserError(f"--size {size}: must be a multiple of {factor} from 8 to {LARGEST_SIDE}")
 
 
 @torch.no_grad()
@@ -334,8 +350,7 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
         stored = {name: value.detach().cpu().to(dtype).contiguous() for name, value in tensors.items()}
         if not all(value.isfinite().all() for value in stored.values()):
             raise UserError(f"{path}: numbers that {dtype} cannot hold; save in float32")
-        with atomic_path(path) as temporary:
-            save_file(stored, temporary, metadata={"instructbrush": json.dumps(asdict(self.about)), "format": "pt"})
+        write_tensors(path, stored, {"instructbrush": json.dumps(asdict(self.about)), "format": "pt"})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Instruction":
@@ -344,28 +359,22 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
         Raises:
             UserError: missing, not safetensors, not an instruction, or incomplete.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file, or a damaged one ({error})") from None
+        tensors, metadata = read_tensors(path)
         if "instructbrush" not in metadata:
             raise UserError(f"{path}: a safetensors file, but not an instruction of this package")
-        try:
-            values = json.loads(metadata["instructbrush"])
-        except ValueError:
-            raise UserError(f"{path}: its description is damaged") from None
+        values = read_metadata(metadata, "instructbrush", path)
         about = from_dict(values, InstructionConfig, str(path))
         if about.format_version > FORMAT:
             raise UserError(f"{path}: written by a newer version of this package")
         if missing := sorted(_expected(about) ^ tensors.keys()):
             raise UserError(f"{path}: not a whole instruction ({missing[0]} is missing or unknown)")
-        if tensors["text_embedding"].ndim != 3 or not all(each.isfinite().all() for each in tensors.values()):
-            raise UserError(f"{path}: holds numbers that are not finite, or a text that is none")
+        shape = tensors["text_embedding"].shape
+        if len(shape) != 3 or shape[0] != 1 or shape[1] < about.num_tokens:
+            raise UserError(f"{path}: its text has shape {tuple(shape)}, which {about.num_tokens} tokens do not fit")
+        if about.num_partitions > about.num_train_timesteps:
+            raise UserError(f"{path}: has {about.num_partitions} partitions of {about.num_train_timesteps} time steps")
+        if not all(each.isfinite().all() for each in tensors.values()):
+            raise UserError(f"{path}: holds numbers that are not finite")
         keys = {name: tensors[f"{name}.key"].float() for name in about.layers}
         learned = {name: tensors[f"{name}.value"].float() for name in about.layers}
         for name, width in about.layers.items():
@@ -380,29 +389,19 @@ class Instruction(ModelHubMixin, library_name="instructbrush", tags=["image-edit
         write_text(save_directory / "README.md", model_card(self.about))
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: Any,
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options: the mixin would read a second configuration
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None
     ) -> "Instruction":
-        if Path(model_id).is_dir():
-            return cls.load(Path(model_id) / FILE)
-        found = hf_hub_download(
-            model_id,
-            FILE,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        return cls.load(Path(found))
+        """An instruction of the Hub, or of a folder that `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: its name or folder.
+            revision: branch, tag or commit of the Hub.
+
+        Raises:
+            UserError: neither, or damaged.
+        """
+        return cls.load(model_folder(Path(pretrained_model_name_or_path), revision, (FILE,)) / FILE)
 
 
 def _expected(about: InstructionConfig) -> set[str]:

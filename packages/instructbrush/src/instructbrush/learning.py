@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,77 +18,25 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from instructbrush.checkpoints import all_finite, load_checkpoint, save_checkpoint, set_rate
+from instructbrush.checkpoints import all_finite, load_checkpoint, recent_losses, save_checkpoint, set_rate
 from instructbrush.clip_features import ClipFeatures
 from instructbrush.guidance import combine_guidance
 from instructbrush.injection import Attachment, InjectionState
-from instructbrush.instruction import Instruction, Pipeline, check_editor, encode_text
+from instructbrush.instruction import Instruction, Pipeline, check_editor, check_size, encode_text
 from instructbrush.latents import LatentPairs, encode_pairs
 from instructbrush.objective import denoising_loss, diffusion_target, stratified_timesteps
 from instructbrush.pairs import PairSet
-from instructbrush.phrases import PhraseOptions, extract_phrases
+from instructbrush.phrases import extract_phrases
 from instructbrush.randomness import generator
+from instructbrush.recipes import LearnConfig, PhraseOptions
 from instructbrush.sensitivity import InitResult
 from instructbrush.spaces import edit_direction, finite_norms, initial_space, visii_direction_term
+from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError
-from tenfold.runs import RunFolder, autocast, track
+from tenfold.runs import RunFolder, autocast, refused_without_trace, track
 
 Callback = Callable[[int, float], None]
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """How an instruction is learnt.
-
-    Attributes:
-        method: kv is the paper's; text-embed learns the encoded text with the same loss; visii learns the initial text's own tokens with its guided loss and CLIP term; textual-inversion learns new words.
-        steps: updates.
-        batch_size: pairs in each.
-        learning_rate: constant after a warm-up.
-        warmup: updates of linear warm-up.
-        tokens: text slots that kv replaces; all by default.
-        partitions: parts of the time axis, each with keys and values of its own (kv).
-        words: new words that textual-inversion learns.
-        loss: plain, or guided: through three-way guidance, as Visii does (three times the rows).
-        loss_guidance: instruction scale in the guided loss.
-        loss_image_guidance: picture scale in the guided loss.
-        strict_visii: With visii, also its traps: pair by time step, one noise for each time, weight decay, element-wise clipping, the step with the lowest loss.
-        flip: Also learn from mirrored pairs; wrong for edits that know left from right.
-        precision: auto (bfloat16 arithmetic where the hardware has it) or float32.
-        checkpointing: Recompute activations: half the memory, a third more time.
-        log_every: steps between lines of the log.
-        save_every: steps between checkpoints.
-        seed: of everything random.
-    """
-
-    method: Literal["kv", "text-embed", "visii", "textual-inversion"] = "kv"
-    steps: int = 1000
-    batch_size: int = 4
-    learning_rate: float = 1e-3
-    warmup: int = 20
-    tokens: int | None = None
-    partitions: int = 5
-    words: int = 4
-    loss: Literal["plain", "guided"] = "plain"
-    loss_guidance: float = 7.5
-    loss_image_guidance: float = 1.5
-    strict_visii: bool = False
-    flip: bool = False
-    precision: Literal["auto", "float32"] = "auto"
-    checkpointing: bool = False
-    log_every: int = 10
-    save_every: int = 50
-    seed: int = 0
-
-    @property
-    def space(self) -> str:
-        """Where the parameters are."""
-        return {"kv": "kv", "textual-inversion": "word"}.get(self.method, "text")
-
-    @property
-    def guided(self) -> bool:
-        """Whether the loss goes through guidance."""
-        return self.loss == "guided" or self.method == "visii"
+CHECKPOINT = "learn.safetensors"
 
 
 @dataclass(frozen=True)
@@ -249,8 +197,8 @@ def learn_instruction(
         UserError: pairs, tokens or partitions that do not fit; a loss that is not finite.
     """
     config, about = config or LearnConfig(), about or {}
-    _check(config)
     check_editor(pipe)
+    check_size(pipe, pairs.before.shape[-1])
     pairs.validate()
     accelerator = Accelerator(cpu=pipe.unet.device.type == "cpu", device_placement=False, mixed_precision="no")
     if config.batch_size % accelerator.num_processes:
@@ -260,42 +208,54 @@ def learn_instruction(
     space = initial_space(
         pipe, config.space, found.text, config.tokens, config.partitions, config.words, config.method == "visii"
     ).to(pipe.unet.device)
-    folder = None
+    record = None
     if run is not None:
-        named = init if isinstance(init, str) else "result" if init else "none"
         record = LearnRecord(
             **asdict(config),
             base=str(about.get("base_model", "")),
             pairs=pairs.ids,
             size=pairs.before.shape[-1],
-            init=named,
+            init=init if isinstance(init, str) else "result" if init else "none",
             phrases=str(phrase_options or PhraseOptions()),
         )
-        if accelerator.is_main_process:
-            RunFolder.create(run, record, resume)
-        accelerator.wait_for_everyone()
-        folder = RunFolder(run)
-    inversion = _Inversion(pipe, encode_pairs(pipe, pairs.before, pairs.after, config.flip), space, config, direction)
-    loss = inversion.finish(accelerator, folder, callback)
-    train: dict[str, float | int | str] = {
-        "method": config.method,
-        "steps": config.steps,
-        "learning_rate": config.learning_rate,
-        "pairs": len(pairs),
-        "seed": config.seed,
-        "final_loss": loss,
-    }
-    learnt = inversion.space.instruction(
-        pipe,
-        **about,
-        init_text=found.text,
-        phrases_before=tuple(word for word, _ in found.before),
-        phrases_after=tuple(word for word, _ in found.after),
-        train=train,
-    )
-    if folder is not None and accelerator.is_main_process and not folder.is_finished:
-        folder.finish({**train, "init_text": found.text})
+    with _run_folder(accelerator, run, record, resume) as folder:
+        latents = encode_pairs(pipe, pairs.before, pairs.after, config.flip)
+        inversion = _Inversion(pipe, latents, space, config, direction)
+        loss = inversion.finish(accelerator, folder, callback)
+        train: dict[str, float | int | str] = {
+            "method": config.method,
+            "steps": config.steps,
+            "learning_rate": config.learning_rate,
+            "pairs": len(pairs),
+            "seed": config.seed,
+            "final_loss": loss,
+        }
+        learnt = inversion.space.instruction(
+            pipe,
+            **about,
+            init_text=found.text,
+            phrases_before=tuple(word for word, _ in found.before),
+            phrases_after=tuple(word for word, _ in found.after),
+            train=train,
+        )
+        if folder is not None and accelerator.is_main_process:
+            folder.finish({**train, "init_text": found.text})
     return learnt
+
+
+@contextlib.contextmanager
+def _run_folder(
+    accelerator: Accelerator, path: Path | None, record: LearnRecord | None, resume: bool
+) -> Generator[RunFolder | None]:
+    """The run folder, where one is asked for: this run's alone, and gone again when nothing has come of it."""
+    if path is None:
+        yield None
+        return
+    with refused_without_trace(path) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            RunFolder.create(path, record, resume)
+        accelerator.wait_for_everyone()
+        yield RunFolder(path)
 
 
 def initial_text(
@@ -322,15 +282,6 @@ def initial_text(
     if init == "caption":
         options = replace(options, side="after")
     return extract_phrases(pairs.before, pairs.after, clip, bank, options, pipe.tokenizer)
-
-
-def _check(config: LearnConfig) -> None:
-    if min(config.steps, config.batch_size, config.log_every, config.save_every) < 1:
-        raise UserError("steps, batch size, log_every and save_every must be at least 1")
-    if config.learning_rate <= 0:
-        raise UserError(f"learning rate {config.learning_rate}: must be positive")
-    if config.strict_visii and config.method != "visii":
-        raise UserError("strict_visii is for the method visii")
 
 
 def _visii_direction(pairs: PairSet, clip: ClipFeatures | None) -> tuple[Tensor, Tensor]:
@@ -472,17 +423,24 @@ class _Inversion:
             if self.best is not None:
                 tensors["best"] = torch.tensor(self.best[0], dtype=torch.float64)
                 tensors |= {f"best.{name}": value for name, value in self.best[1].items()}
-            save_checkpoint(folder.checkpoints / "learn.safetensors", step, tensors, self.optimiser)
+            save_checkpoint(folder.checkpoints / CHECKPOINT, step, tensors, self.optimiser)
 
     def _restore(self, folder: RunFolder | None, main: bool) -> int:
         found = (
-            load_checkpoint(folder.checkpoints / "learn.safetensors", self.optimiser) if folder is not None else None
+            load_checkpoint(folder.checkpoints / CHECKPOINT, self.optimiser, self.config.steps)
+            if folder is not None
+            else None
         )
-        if found is None or folder is None:
+        if folder is None:
+            return 0
+        if found is None:
+            if main:
+                folder.rewind(0)
             return 0
         step, tensors = found
-        self.space.load_state_dict(_below("space.", tensors))
-        self.recent = tensors["recent"].tolist()
+        place = folder.checkpoints / CHECKPOINT
+        load_weights(self.space, _below("space.", tensors), place)
+        self.recent = recent_losses(tensors, place)
         if "best" in tensors:
             self.best = (float(tensors["best"]), _below("best.", tensors))
         if main:

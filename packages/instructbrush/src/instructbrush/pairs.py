@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from instructbrush.recipes import Fit
 from tenfold.data import pair_files
 from tenfold.errors import UserError
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images, read_picture
 
-Fit = Literal["crop", "stretch"]
 MEMBER = re.compile(r"(.+)_([01])$")
 
 
@@ -205,3 +205,25 @@ def named_pairs(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
         )
     half = len(paths) // 2
     return list(zip(paths[:half], paths[half:], strict=True))
+
+
+def readable_pairs(
+    files: Sequence[tuple[Path, Path]], size: int, fit: Fit = "crop"
+) -> tuple[PairSet, FolderReport[PairSet]]:
+    """Those of some pairs that can be read, and a report of those that cannot.
+
+    Args:
+        files: first and second picture of each.
+        size: side that pictures are brought to.
+        fit: how.
+
+    Raises:
+        UserError: none can be read.
+    """
+    seconds = dict(files)
+    report = work_on_files(
+        seconds, lambda first: PairSet.from_files([(first, seconds[first])], size, fit), alone=len(seconds) == 1
+    )
+    found = list(report.results.values())
+    sides = [torch.cat([getattr(each, side) for each in found]) for side in ("before", "after")]
+    return PairSet(tuple(name for each in found for name in each.ids), *sides), report

@@ -2,37 +2,21 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel
 
 from instructbrush.clip_features import ClipFeatures
-from instructbrush.sensitivity import InitResult, Mode, initial_instruction, mean_similarity, pick_phrases
+from instructbrush.recipes import PhraseOptions
+from instructbrush.sensitivity import InitResult, initial_instruction, mean_similarity, pick_phrases
 from tenfold.errors import UserError
+from tenfold.reading import read_text
 
 _encoded: "weakref.WeakKeyDictionary[CLIPModel, dict[tuple[str, ...], Tensor]]" = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class PhraseOptions:
-    """How the initial words are chosen.
-
-    Attributes:
-        top: phrases of each side at most (r).
-        eta: what the sensitivity of a phrase must exceed.
-        sensitivity: relative (a rise of eta times the similarity) or difference (of cosines, as printed in the paper).
-        side: both, or after: the words that describe the after pictures best, without comparing, as Visii starts.
-    """
-
-    top: int = 5
-    eta: float = 0.15
-    sensitivity: Mode = "relative"
-    side: Literal["both", "after"] = "both"
 
 
 def read_bank(path: Path | None = None, tiny: bool = False) -> tuple[str, ...]:
@@ -49,10 +33,7 @@ def read_bank(path: Path | None = None, tiny: bool = False) -> tuple[str, ...]:
         name = "tiny.txt" if tiny else "phrases.txt"
         text = (resources.files("instructbrush") / "banks" / name).read_text(encoding="utf-8")
     else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+        text = read_text(path)
     phrases = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
     if not phrases:
         raise UserError(f"{path}: holds no phrases; one a line")

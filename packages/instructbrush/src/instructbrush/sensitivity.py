@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from instructbrush.recipes import Mode
 from tenfold.errors import UserError
 
-Mode = Literal["relative", "difference"]
 FLOOR = 0.05
 """Similarities below this count as this where a rise is taken relative to them."""
 

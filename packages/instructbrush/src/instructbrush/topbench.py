@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from instructbrush.pairs import Fit, PairSet, folder_pairs, read_rgb
+from instructbrush.pairs import PairSet, folder_pairs, read_rgb
+from instructbrush.recipes import Fit
 from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
 from tenfold.config import from_dict
 from tenfold.errors import UserError
-from tenfold.files import write_text
+from tenfold.files import atomic_folder, write_text
 from tenfold.images import write_image
+from tenfold.options import Count, check_fields
+from tenfold.reading import read_json_object, read_text
 from tenfold.runs import track
 
 FORMAT = "topbench/1"
@@ -35,8 +38,14 @@ class EffectEntry:
     name: str
     group: Literal["global", "local"]
     instruction: str
-    train: int
-    test: int
+    train: Count
+    test: Count
+
+    def __post_init__(self) -> None:
+        """Refuse names that lead out of the folder: results are written under them."""
+        check_fields(self)
+        if self.name in ("", ".", "..") or {"/", "\\", "\0"} & set(self.name):
+            raise UserError(f"name: {self.name!r} is no name of an effect's folder")
 
 
 @dataclass(frozen=True)
@@ -59,17 +68,17 @@ class TopBench:
             UserError: missing, or not of this format.
         """
         index = Path(root) / INDEX
-        try:
-            content = json.loads(index.read_text(encoding="utf-8"))
-        except OSError:
-            raise UserError(f"{index}: no such file; `bench make` or `bench import` writes one") from None
-        except ValueError:
-            raise UserError(f"{index}: not valid JSON") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not index.exists():
+            raise UserError(f"{index}: no such file; `bench make` or `bench import` writes one")
+        content = read_json_object(index)
+        if content.get("format") != FORMAT:
             raise UserError(f"{index}: its format is not {FORMAT}")
-        entries = tuple(from_dict(each, EffectEntry, str(index)) for each in content.get("effects", []))
-        if not entries:
+        effects = content.get("effects")
+        if not isinstance(effects, list) or not effects or not all(isinstance(each, dict) for each in effects):
             raise UserError(f"{index}: names no effects")
+        entries = tuple(from_dict(each, EffectEntry, str(index)) for each in effects)
+        if len({each.name for each in entries}) < len(entries):
+            raise UserError(f"{index}: names an effect twice")
         return cls(Path(root), entries)
 
     def write(self) -> None:
@@ -82,11 +91,6 @@ class TopBench:
     def pairs(self, effect: EffectEntry, split: Literal["train", "test"], size: int, fit: Fit = "crop") -> PairSet:
         """The pairs of an effect."""
         return PairSet.from_folder(self.root / effect.name, size, fit, split)
-
-
-def _empty(root: Path) -> None:
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: is not an empty folder; choose another")
 
 
 def make_embedded(
@@ -111,19 +115,18 @@ def make_embedded(
         raise UserError(f"{train} training and {test} test pairs: at least 1 of each")
     if side < 16 or side % 4:
         raise UserError(f"side {side}: must be a multiple of 4, at least 16")
-    _empty(root)
-    entries = []
-    for name in names or tuple(EFFECTS):
-        for split, count, sources, salt in (("train", train, LEARNT, 0), ("test", test, TESTED, 1)):
-            drawn = draw_pairs(name, count, bank(sources, side), 2 * seed + salt)
-            for index in range(count):
-                for member, images in enumerate((drawn.before, drawn.after)):
-                    path = root / name / split / f"{index:02d}_{member}.png"
-                    write_image(path, images[index].permute(1, 2, 0).numpy())
-        entries.append(EffectEntry(name, EFFECTS[name].group, EFFECTS[name].closest, train, test))
-    made = TopBench(root, tuple(entries))
-    made.write()
-    return made
+    chosen = names or tuple(EFFECTS)
+    entries = tuple(EffectEntry(name, EFFECTS[name].group, EFFECTS[name].closest, train, test) for name in chosen)
+    with atomic_folder(root) as temporary:
+        for name in chosen:
+            for split, count, sources, salt in (("train", train, LEARNT, 0), ("test", test, TESTED, 1)):
+                drawn = draw_pairs(name, count, bank(sources, side), 2 * seed + salt)
+                for index in range(count):
+                    for member, images in enumerate((drawn.before, drawn.after)):
+                        path = temporary / name / split / f"{index:02d}_{member}.png"
+                        write_image(path, images[index].permute(1, 2, 0).numpy())
+        TopBench(temporary, entries).write()
+    return TopBench(root, entries)
 
 
 def import_flat(source: Path, root: Path, *, train: int = 10, test: int = 5, local: tuple[str, ...] = ()) -> TopBench:
@@ -148,20 +151,19 @@ def import_flat(source: Path, root: Path, *, train: int = 10, test: int = 5, loc
     for name, pairs in found.items():
         if len(pairs) < train + test:
             raise UserError(f"{source / name}: has {len(pairs)} pairs, {train + test} are needed")
-    _empty(root)
     entries = []
-    for name, pairs in track(found.items(), "copying", len(found)):
-        text = source / name / "instruction.txt"
-        words = text.read_text(encoding="utf-8").strip() if text.is_file() else name.replace("_", " ")
-        for split, part in (("train", pairs[:train]), ("test", pairs[train : train + test])):
-            (root / name / split).mkdir(parents=True)
-            for index, pair in enumerate(part):
-                for member, path in enumerate(pair):
-                    shutil.copyfile(path, root / name / split / f"{index:02d}_{member}{path.suffix.lower()}")
-        entries.append(EffectEntry(name, "local" if name in local else "global", words, train, test))
-    made = TopBench(root, tuple(entries))
-    made.write()
-    return made
+    with atomic_folder(root) as temporary:
+        for name, pairs in track(found.items(), "copying", len(found)):
+            text = source / name / "instruction.txt"
+            words = read_text(text).strip() if text.is_file() else name.replace("_", " ")
+            for split, part in (("train", pairs[:train]), ("test", pairs[train : train + test])):
+                (temporary / name / split).mkdir(parents=True)
+                for index, pair in enumerate(part):
+                    for member, path in enumerate(pair):
+                        shutil.copyfile(path, temporary / name / split / f"{index:02d}_{member}{path.suffix.lower()}")
+            entries.append(EffectEntry(name, "local" if name in local else "global", words, train, test))
+        TopBench(temporary, tuple(entries)).write()
+    return TopBench(root, tuple(entries))
 
 
 def check(root: Path) -> list[str]:

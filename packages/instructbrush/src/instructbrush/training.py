@@ -1,8 +1,9 @@
 """Training the embedded base model: autoencoder, CLIP, editor, in a run folder that `--resume` continues."""
 
-import contextlib
+import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,49 +17,23 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from instructbrush.checkpoints import all_finite, load_checkpoint, save_checkpoint, set_rate
+from instructbrush.checkpoints import all_finite, load_checkpoint, recent_losses, save_checkpoint, set_rate
+from instructbrush.components import network
 from instructbrush.randomness import seed_of
+from instructbrush.recipes import TrainConfig
 from instructbrush.tiny.contrastive import train_clip
 from instructbrush.tiny.editor import EditorStep, draw_examples, editor_batch
 from instructbrush.tiny.examples import draw_edit
-from instructbrush.tiny.models import Sizes, build_clip, build_scheduler, build_unet, text_tower
+from instructbrush.tiny.models import build_clip, build_scheduler, build_unet, text_tower
 from instructbrush.tiny.patches import PatchAutoencoder
 from instructbrush.tiny.photographs import PhotoBank, training_photographs
 from instructbrush.tiny.storage import TinyModel, save_tiny
 from instructbrush.tiny.vocabulary import build_tokenizer
+from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError
+from tenfold.files import atomic_folder, write_text
+from tenfold.reading import read_json_object
 from tenfold.runs import RunFolder, pick_device, track
-
-
-@dataclass(frozen=True)
-class TrainConfig(Sizes):
-    """How the embedded model is trained.
-
-    Attributes:
-        clip_steps: updates of the CLIP.
-        clip_batch: pictures with captions in each.
-        clip_rate: peak learning rate of the CLIP.
-        steps: updates of the editor.
-        batch_size: edits in each.
-        learning_rate: peak; a warm-up of a fortieth of the steps, then a cosine to zero.
-        ema: decay of the average of the weights that is kept.
-        fit_pictures: edits that the autoencoder is fitted to.
-        log_every: steps between lines of the log.
-        save_every: steps between checkpoints.
-        seed: of everything random.
-    """
-
-    clip_steps: int = 1200
-    clip_batch: int = 96
-    clip_rate: float = 2e-3
-    steps: int = 4500
-    batch_size: int = 24
-    learning_rate: float = 1.5e-3
-    ema: float = 0.999
-    fit_pictures: int = 400
-    log_every: int = 50
-    save_every: int = 250
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,15 +98,7 @@ def train(
 
 
 def _check(config: TrainConfig, processes: int) -> None:
-    if config.side % 16 or config.side < 16:
-        raise UserError(f"--side {config.side}: must be a multiple of 16")
-    if not 1 <= config.latent_channels <= 48:
-        raise UserError(f"--latent-channels {config.latent_channels}: must be 1 to 48")
-    if config.channels % 16 or config.channels < 16:
-        raise UserError(f"--channels {config.channels}: must be a multiple of 16")
-    if min(config.clip_steps, config.steps, config.clip_batch, config.fit_pictures, config.save_every) < 1:
-        raise UserError("steps, batches and fit_pictures must be at least 1")
-    if config.batch_size < 1 or config.batch_size % processes:
+    if config.batch_size % processes:
         raise UserError(f"batch size {config.batch_size} cannot be shared by {processes} processes")
 
 
@@ -142,9 +109,12 @@ def _foundations(
     drawn = [draw_edit(random.Random(seed_of(config.seed, "fit", each)), bank) for each in range(config.fit_pictures)]
     pictures = torch.stack([each.after for each in drawn] + [each.before for each in drawn]) * 2 - 1
     vae = PatchAutoencoder(latent_channels=config.latent_channels).fit(pictures)
-    kept = folder.checkpoints / "clip"
-    if (kept / "config.json").exists() and (folder.checkpoints / "clip.done").exists():
-        return vae, CLIPModel.from_pretrained(kept).eval(), float((folder.checkpoints / "clip.done").read_text())
+    kept, done = folder.checkpoints / "clip", folder.checkpoints / "clip.json"
+    if done.exists():
+        loss = read_json_object(done).get("loss")
+        if not isinstance(loss, float):
+            raise UserError(f"{done}: is damaged; delete it to train the CLIP again")
+        return vae, network(CLIPModel, kept), loss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "clip"))
         clip = build_clip(config, tokenizer).to(device)
@@ -152,9 +122,12 @@ def _foundations(
     loss = train_clip(clip, tokenizer, bank, config.clip_steps, config.clip_batch, config.clip_rate, config.seed)
     clip = clip.cpu()
     if main:
-        clip.save_pretrained(kept)
-        (folder.checkpoints / "clip.done").write_text(repr(loss), encoding="utf-8")
+        shutil.rmtree(kept, ignore_errors=True)
+        with atomic_folder(kept) as temporary:
+            clip.save_pretrained(temporary)
+        folder.rewind(-1)
         folder.log(step=0, clip=loss, seconds=time.perf_counter() - started)
+        write_text(done, json.dumps({"loss": loss}) + "\n")  # last: with it all of the above is there
     return vae, clip, loss
 
 
@@ -185,6 +158,7 @@ class _EditorRun:
         self.optimiser = torch.optim.AdamW(self.unet.parameters(), config.learning_rate, weight_decay=1e-3)
         self.average = {name: value.detach().clone() for name, value in self.unet.state_dict().items()}
         self.step = 0
+        self.recent: list[float] = []
         self._restore()
         self.module: nn.Module = accelerator.prepare(EditorStep(self.unet))
 
@@ -198,7 +172,6 @@ class _EditorRun:
         config, count = self.config, self.accelerator.num_processes
         share = config.batch_size // count
         rows = range(share * self.accelerator.process_index, share * (self.accelerator.process_index + 1))
-        recent: list[float] = []
         left = range(self.step, config.steps)
         for step in track(left, "editor") if self.accelerator.is_main_process else left:
             batch = editor_batch(
@@ -215,8 +188,8 @@ class _EditorRun:
             loss = self.module(batch)
             self._update(loss, step)
             mean = loss.detach() if count == 1 else self.accelerator.reduce(loss.detach(), "mean")
-            recent.append(float(mean))
-            self._after(step + 1, recent)
+            self.recent.append(float(mean))
+            self._after(step + 1)
         lines = [line["editor"] for line in self.folder.lines() if "editor" in line]
         return lines[-1] if lines else float("nan")
 
@@ -233,27 +206,31 @@ class _EditorRun:
             for name, value in self.unet.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def _after(self, step: int, recent: list[float]) -> None:
+    def _after(self, step: int) -> None:
         self.step = step
         last = step == self.config.steps
         if step % self.config.log_every == 0 or last:
             if self.accelerator.is_main_process:
                 rate = learning_rate(self.config, step - 1)
-                self.folder.log(step=step, editor=sum(recent) / len(recent), learning_rate=rate)
-            recent.clear()
+                self.folder.log(step=step, editor=sum(self.recent) / len(self.recent), learning_rate=rate)
+            self.recent.clear()
         if (step % self.config.save_every == 0 or last) and self.accelerator.is_main_process:
             weights = {f"unet.{name}": value for name, value in self.unet.state_dict().items()}
             averages = {f"average.{name}": value for name, value in self.average.items()}
-            save_checkpoint(self.checkpoint, step, weights | averages, self.optimiser)
+            recent = {"recent": torch.tensor(self.recent, dtype=torch.float64)}
+            save_checkpoint(self.checkpoint, step, weights | averages | recent, self.optimiser)
 
     def _restore(self) -> None:
-        found = load_checkpoint(self.checkpoint, self.optimiser)
+        found = load_checkpoint(self.checkpoint, self.optimiser, self.config.steps)
         if found:
             self.step, tensors = found
-            with contextlib.suppress(FileNotFoundError):
-                if self.accelerator.is_main_process:
-                    self.folder.rewind(self.step)
-            self.unet.load_state_dict({n.removeprefix("unet."): t for n, t in tensors.items() if n.startswith("unet.")})
-            self.average = {
-                n.removeprefix("average."): t.to(self.device) for n, t in tensors.items() if n.startswith("average.")
-            }
+            self.recent = recent_losses(tensors, self.checkpoint)
+            load_weights(self.unet, _below("average.", tensors), self.checkpoint)
+            self.average = {name: value.detach().clone() for name, value in self.unet.state_dict().items()}
+            load_weights(self.unet, _below("unet.", tensors), self.checkpoint)
+        if self.accelerator.is_main_process:
+            self.folder.rewind(self.step)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,36 +1,13 @@
 """The parts of the embedded base model: a small CLIP, a small UNet on patch latents, and the pipeline that they make."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from instructbrush.recipes import HEADS, Sizes
 from instructbrush.tiny.patches import PatchAutoencoder
 from instructbrush.tiny.vocabulary import TEXT_LENGTH
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large the embedded model is.
-
-    Attributes:
-        side: of the pictures, in pixels.
-        latent_channels: components kept of each patch of four pixels.
-        channels: of the UNet at its first level; its second has twice as many.
-        text_width: of the text encoder.
-        text_layers: of the text encoder.
-        vision_width: of the CLIP's picture tower.
-        vision_layers: of the CLIP's picture tower.
-    """
-
-    side: int = 48
-    latent_channels: int = 24
-    channels: int = 64
-    text_width: int = 64
-    text_layers: int = 3
-    vision_width: int = 96
-    vision_layers: int = 3
 
 
 def build_clip(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -40,7 +17,7 @@ def build_clip(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": sizes.text_width,
         "intermediate_size": 2 * sizes.text_width,
         "num_hidden_layers": sizes.text_layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": HEADS,
         "max_position_embeddings": TEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -51,7 +28,7 @@ def build_clip(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": sizes.vision_width,
         "intermediate_size": 2 * sizes.vision_width,
         "num_hidden_layers": sizes.vision_layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": HEADS,
         "image_size": sizes.side,
         "patch_size": sizes.side // 8,
         "projection_dim": 48,

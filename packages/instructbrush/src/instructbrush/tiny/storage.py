@@ -11,9 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from instructbrush.components import network, preparation
 from instructbrush.tiny.models import assemble, clip_processor
 from instructbrush.tiny.patches import PatchAutoencoder
 from tenfold.errors import UserError
+from tenfold.files import atomic_folder
+from tenfold.reading import CONFIG_LIMIT, read_json_object
 
 
 @dataclass
@@ -53,26 +56,23 @@ def shipped_model() -> Path:
 def is_tiny(folder: Path) -> bool:
     """Whether a folder holds a model of this kind."""
     config = folder / "vae" / "config.json"
-    return config.is_file() and "PatchAutoencoder" in config.read_text(encoding="utf-8", errors="replace")
+    return config.is_file() and read_json_object(config, CONFIG_LIMIT).get("_class_name") == "PatchAutoencoder"
 
 
 def save_tiny(folder: Path, model: TinyModel) -> None:
-    """Write a model; the folder appears when all of it is written."""
-    temporary = folder.with_name(f".{folder.name}-writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write here ({error.strerror})") from error
-    # A pipeline without its own class of autoencoder: diffusers' loader knows only its own and transformers'.
-    for name in ("unet", "text_encoder", "clip"):
-        copy.deepcopy(getattr(model, name)).half().save_pretrained(temporary / name)
-    model.vae.save_pretrained(temporary / "vae")
-    model.tokenizer.save_pretrained(temporary / "tokenizer")
-    model.pipeline().scheduler.save_pretrained(temporary / "scheduler")
-    clip_processor(model.side).save_pretrained(temporary / "clip")
+    """Write a model; the one that is there stays until all of it is written."""
+    fresh = folder.with_name(f"{folder.name}-next")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with atomic_folder(fresh) as temporary:
+        # Not a whole pipeline: its autoencoder is of no class of diffusers'.
+        for name in ("unet", "text_encoder", "clip"):
+            copy.deepcopy(getattr(model, name)).half().save_pretrained(temporary / name)
+        model.vae.save_pretrained(temporary / "vae")
+        model.tokenizer.save_pretrained(temporary / "tokenizer")
+        model.pipeline().scheduler.save_pretrained(temporary / "scheduler")
+        clip_processor(model.side).save_pretrained(temporary / "clip")
     shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    fresh.replace(folder)
 
 
 def load_tiny(folder: Path) -> tuple[TinyModel, CLIPImageProcessor]:
@@ -84,17 +84,11 @@ def load_tiny(folder: Path) -> tuple[TinyModel, CLIPImageProcessor]:
     for part in ("vae", "text_encoder", "tokenizer", "unet", "clip"):
         if not (folder / part).is_dir():
             raise UserError(f"{folder}: not a whole model of this package ({part} is missing)")
-    try:
-        model = TinyModel(
-            PatchAutoencoder.from_pretrained(folder / "vae"),
-            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
-            CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32),
-        )
-        processor = CLIPImageProcessor.from_pretrained(folder / "clip")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: not a whole model of this package ({str(error).splitlines()[0]})") from None
-    for part in (model.vae, model.text_encoder, model.unet, model.clip):
-        part.eval().requires_grad_(False)
-    return model, processor
+    model = TinyModel(
+        network(PatchAutoencoder, folder / "vae"),
+        network(CLIPTextModel, folder / "text_encoder", dtype=torch.float32),
+        preparation(CLIPTokenizer, folder / "tokenizer", "tokenizer_config.json"),
+        network(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32),
+        network(CLIPModel, folder / "clip", dtype=torch.float32),
+    )
+    return model, preparation(CLIPImageProcessor, folder / "clip", "preprocessor_config.json")
