@@ -72,6 +72,43 @@ def test_a_learner_that_has_grown_names_and_keeps_old_classes(
     assert call(["eval", "grown-too", "shapes"]) == 2
 
 
+def test_pictures_that_cannot_be_read_are_passed_over_and_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for each in (place / "new-classes" / "ant").iterdir():
+        (tmp_path / "mixed" / each.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "mixed" / each.name).write_bytes(each.read_bytes())
+    (tmp_path / "mixed" / "1.png").write_bytes(b"text")
+    out = tmp_path / "named.csv"
+    learner = str(place / "run" / "checkpoints" / "session-002")
+    assert call(["predict", learner, str(tmp_path / "mixed"), "--out", str(out)]) == 3
+    assert [line.split(",")[0].rpartition("/")[2] for line in out.read_text().splitlines()[1:]] == [
+        "0.png",
+        "2.png",
+        "3.png",
+    ]
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert "skipped" in error[0]
+    assert "1.png" in error[0]
+
+
+def test_a_learner_of_the_hub_is_fetched_at_a_revision_and_its_commit_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def fetched(name: str, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(place / "run" / "checkpoints" / "session-002")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    picture = str(place / "new-classes" / "ant" / "0.png")
+    assert call(["predict", "somebody/learner", picture, "--revision", "v2"]) == 0
+    assert asked == [("somebody/learner", "v2")]
+    assert "somebody/learner: commit session-002" in capsys.readouterr().err
+
+
 def test_info_says_how_to_cite(capsys: pytest.CaptureFixture) -> None:
     assert call(["info"]) == 0
     assert "@inproceedings" in capsys.readouterr().out
@@ -105,8 +142,8 @@ def test_help_does_not_load_torch() -> None:
         ("train empty --out new", "one folder per class"),
         ("train broken --out new --preset tiny --base-classes 1 --increment 1", "1.png"),
         ("train shapes --out new --method magic", "--method magic"),
-        ("train shapes --out new --preset huge", "--preset huge"),
-        ("train shapes --out new --epochs 0", "epochs must be at least 1"),
+        ("train shapes --out new --preset huge", "--preset 'huge'"),
+        ("train shapes --out new --epochs 0", "--epochs"),
         ("train shapes --out new --base-classes 50", "has 20 classes"),
         ("train shapes --out new --preset tiny --channel-ratio 0", "channel_ratio"),
         ("train shapes --out new --preset tiny --weights run/result.json", "result.json"),
@@ -117,22 +154,26 @@ def test_help_does_not_load_torch() -> None:
         ("train shapes --out empty/../run/config.toml --preset tiny", "config.toml"),
         ("profile --model resnet1000", "resnet1000"),
         ("profile --schemes magic", "--schemes magic"),
-        ("profile --batch 0", "--batch 0"),
+        ("profile --batch 0", "--batch"),
         ("profile --model vgg11 --image-size 1 --schemes head", "--image-size 1"),
         ("intensity shapes --out new --preset tiny --base-classes 20", "no classes are left"),
         ("intensity shapes --out new --preset tiny --checkpoint run", "not a saved learner"),
         ("eval run shapes", "not a saved learner"),
         ("eval run/checkpoints/session-002 digits", "has no class shape 0"),
         ("learn run/checkpoints/session-002 empty --out new", "one folder per class"),
-        ("learn run/checkpoints/session-002 new-classes --out new --epochs 0", "--epochs 0"),
+        ("learn run/checkpoints/session-002 new-classes --out new --epochs 0", "--epochs"),
         ("learn run/checkpoints/session-002 new-classes --out run", "is there already"),
         ("learn run/checkpoints/session-002 broken/train --out new", "1.png"),
         ("predict run/checkpoints/session-002 empty", "empty"),
         ("predict run/checkpoints/session-002 broken/train/dog/1.png", "1.png"),
         ("predict run/checkpoints/session-002 new-classes --out file.txt/named.csv", "named.csv"),
         ("export run out.safetensors", "not a saved learner"),
+        ("predict run/checkpoints/session-002 new-classes --out new-classes/ant/0.png", "is an input"),
+        ("predict run/checkpoints/session-002 new-classes --revision main", "--revision is for models of the Hub"),
+        ("eval run/checkpoints/session-002 shapes --json run/checkpoints/session-002/cskopt.json", "is an input"),
+        ("export run/checkpoints/session-002 run/checkpoints/session-002/model.safetensors", "is an input"),
         ("export run/checkpoints/session-002 out.pt", "out.pt"),
-        ("export run/checkpoints/session-002 out.safetensors --layout odd", "--layout odd"),
+        ("export run/checkpoints/session-002 out.safetensors --layout odd", "--layout"),
         ("demo --out file.txt", "file.txt"),
         ("profile --model compact --image-size 16 --out file.txt", "file.txt"),
     ],

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cskopt.losses import quadratic_penalty
+from tenfold import UserError
 
 
 class WeightAnchor:
@@ -29,6 +30,19 @@ class WeightAnchor:
             [self.anchors[each] for each in names],
             [self.importance[each] for each in names],
         )
+
+    def load_state_dict(self, anchors: dict[str, Tensor], importance: dict[str, Tensor], model: nn.Module) -> None:
+        """Take up what was saved.
+
+        Raises:
+            UserError: not of the model's parameters, or the two do not belong together.
+        """
+        known = {name for name, _ in model.named_parameters()}
+        for name in anchors.keys() | importance.keys():
+            pair = anchors.get(name), importance.get(name)
+            if name not in known or pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+                raise UserError(f"anchor of {name} does not fit the model")
+        self.anchors, self.importance = anchors, importance
 
     def add_session(
         self,

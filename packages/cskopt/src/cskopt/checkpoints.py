@@ -6,20 +6,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor, nn
 
-from cskopt.configuration import CsKOConfig, Method
+from cskopt.configuration import CsKOConfig, Method, Tap, check_side
 from cskopt.folding import fold_batch_norm
 from cskopt.heads import grow_head, head_of
 from cskopt.networks import build_model
 from tenfold import UserError
-from tenfold.files import atomic_path, write_text
+from tenfold.checkpoints import load_weights, read_tensors, write_tensors
+from tenfold.config import from_dict
+from tenfold.files import write_text
+from tenfold.options import Count, Positive, Seed, check_fields
+from tenfold.reading import read_json_object
 
 WEIGHTS, CONTINUAL, DESCRIPTION = "model.safetensors", "continual.safetensors", "cskopt.json"
 
@@ -36,9 +39,13 @@ class PictureFormat:
     """
 
     classes: tuple[str, ...]
-    size: int
+    size: Count
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_side("size", self.size)
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,14 @@ class Description:
     architecture: str | None
     head: str
     sessions: list[list[int]]
-    seed: int
+    seed: Seed
     method: Method
     pictures: PictureFormat | None = None
+
+    @property
+    def classes_seen(self) -> int:
+        """Classes of all sessions."""
+        return sum(map(len, self.sessions))
 
 
 @dataclass(frozen=True)
@@ -81,32 +93,17 @@ def write_folder(folder: Path, saved: Saved) -> None:
     """Write the three files, each whole or not at all, the description last.
 
     Raises:
-        UserError: the folder cannot be written.
+        WriteError: the folder cannot be written, or the disk is full.
     """
     continual = {f"{kind}/{name}": each for kind, part in saved.continual.items() for name, each in part.items()}
-    write_tensors(folder / WEIGHTS, saved.weights)
-    write_tensors(folder / CONTINUAL, continual)
+    write_tensors(folder / WEIGHTS, apart(saved.weights))
+    write_tensors(folder / CONTINUAL, apart(continual))
     write_text(folder / DESCRIPTION, json.dumps(asdict(saved.description), indent=2) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file."""
-    with atomic_path(path) as temporary:
-        # Clones: tensors that share memory cannot be written as they are.
-        save_file({key: each.detach().cpu().contiguous().clone() for key, each in tensors.items()}, temporary)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: missing, or not such a file.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot read ({reason})") from None
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory: a file holds tied weights twice, or not at all."""
+    return {name: each.detach().cpu().clone() for name, each in tensors.items()}
 
 
 def read_folder(folder: Path) -> Saved:
@@ -115,40 +112,110 @@ def read_folder(folder: Path) -> Saved:
     Raises:
         UserError: not such a folder, or damaged.
     """
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        method = _method_from(description.pop("method"))
-        pictures = _picture_format(description.pop("pictures", None))
-        described = Description(**description, method=method, pictures=pictures)
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{folder}: not a saved learner ({DESCRIPTION} cannot be read)") from None
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder / DESCRIPTION}: damaged ({error})") from None
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(f"{folder}: not a saved learner ({DESCRIPTION} is missing)")
+    described = read_description(read_json_object(path), path)
     continual: dict[str, dict[str, Tensor]] = {}
-    for key, each in read_tensors(folder / CONTINUAL).items():
+    for key, each in read_tensors(folder / CONTINUAL)[0].items():
+        if not torch.isfinite(each).all():
+            raise UserError(f"{folder / CONTINUAL}: {key} holds NaN or infinite values")
         kind, _, name = key.partition("/")
         continual.setdefault(kind, {})[name] = each
-    return Saved(described, read_tensors(folder / WEIGHTS), continual)
+    return Saved(described, read_tensors(folder / WEIGHTS)[0], continual)
 
 
-def _picture_format(values: dict[str, Any] | None) -> PictureFormat | None:
-    if values is None:
-        return None
-    mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3:
-        raise TypeError("mean and std must have three numbers")
-    return PictureFormat(tuple(values["classes"]), int(values["size"]), mean, std)
+@dataclass(frozen=True)
+class _MethodEntry:
+    """`Method` as JSON has it: settings are checked by themselves."""
+
+    summary: str
+    config: dict[str, Any]
+    penalty: Literal["none", "ewc", "lwf"] = "none"
+    trains: bool = True
 
 
-def _method_from(values: dict[str, Any]) -> Method:
-    config = values.pop("config")
-    unknown = config.keys() - {each.name for each in fields(CsKOConfig)}
-    if unknown:
-        raise TypeError(f"unknown settings {', '.join(sorted(unknown))}")
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-    }
-    return Method(config=CsKOConfig(**settings), **values)
+@dataclass(frozen=True)
+class _Entry:
+    """`Description` as JSON has it."""
+
+    architecture: str | None
+    head: str
+    sessions: list[list[int]]
+    seed: Seed
+    method: dict[str, Any]
+    pictures: PictureFormat | None = None
+
+
+def read_description(values: dict[str, Any], source: Path) -> Description:
+    """What the content of `cskopt.json` says, checked.
+
+    Args:
+        values: as read.
+        source: the file, for errors.
+
+    Raises:
+        UserError: a key is missing, unknown, of another type or out of range; class ids that have a gap; too few names.
+    """
+    entry = from_dict(values, _Entry, str(source))
+    method = from_dict(entry.method, _MethodEntry, f"{source}: method")
+    described = Description(
+        entry.architecture,
+        entry.head,
+        entry.sessions,
+        entry.seed,
+        Method(method.summary, _settings(method.config, f"{source}: settings"), method.penalty, method.trains),
+        entry.pictures,
+    )
+    ids = [each for session in described.sessions for each in session]
+    if ids != list(range(len(ids))):
+        raise UserError(f"{source}: class ids of the sessions must count up from 0 without a gap")
+    if described.pictures is not None and len(described.pictures.classes) < len(ids):
+        raise UserError(f"{source}: names {len(described.pictures.classes)} classes, but {len(ids)} were learnt")
+    return described
+
+
+_WORDS_OR_LISTS = ("layers", "tap")
+"""Settings that take words or lists, which the reader of plain values cannot tell apart."""
+
+_PlainSettings = make_dataclass(
+    "_PlainSettings",
+    [
+        (each.name, each.type, field(default=each.default))
+        for each in fields(CsKOConfig)
+        if each.name not in _WORDS_OR_LISTS
+    ],
+    frozen=True,
+)
+
+
+def _settings(values: dict[str, Any], source: str) -> CsKOConfig:
+    plain = {key: value for key, value in values.items() if key not in _WORDS_OR_LISTS}
+    changes: dict[str, Any] = dict(vars(from_dict(plain, _PlainSettings, source)))
+    if "layers" in values:
+        changes["layers"] = _layers(values["layers"], source)
+    if "tap" in values:
+        changes["tap"] = _tap(values["tap"], source)
+    try:
+        return CsKOConfig(**changes)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _layers(value: Any, source: str) -> str | int | tuple[str, ...]:
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise UserError(f"{source}: layers must be a word, a number or a list of names")
+
+
+def _tap(value: Any, source: str) -> Tap:
+    if value in ("center", "all"):
+        return value
+    if isinstance(value, list) and len(value) == 2 and all(type(each) is int and each >= 0 for each in value):
+        return value[0], value[1]
+    raise UserError(f"{source}: tap must be center, all, or a row and a column")
 
 
 def rebuild(saved: Saved, folder: Path, model: nn.Module | None = None) -> nn.Module:
@@ -163,27 +230,29 @@ def rebuild(saved: Saved, folder: Path, model: nn.Module | None = None) -> nn.Mo
         UserError: no architecture, or weights of another one.
     """
     described = saved.description
-    classes = sum(map(len, described.sessions))
     if model is None:
         if described.architecture is None:
             raise UserError(f"{folder}: was made from a model without a name; give model=, of the same architecture")
-        model = build_model(described.architecture, classes)
+        try:
+            model = build_model(described.architecture, described.classes_seen)
+        except UserError as error:
+            raise UserError(f"{folder / DESCRIPTION}: architecture {described.architecture!r} ({error})") from None
     fold_batch_norm(model.eval())
-    if head_of(model, described.head).out_features < classes:
-        grow_head(model, described.head, classes)
-    load_weights(model, saved.weights, folder / WEIGHTS)
+    if head_of(model, described.head).out_features < described.classes_seen:
+        grow_head(model, described.head, described.classes_seen)
+    load_network(model, saved.weights, folder / WEIGHTS)
     return model
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights that must fit exactly.
+def load_network(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights that must fit exactly; the counters of batch normalisation, which nothing is computed from, may lack or be left over.
 
     Raises:
-        UserError: keys or shapes differ; the message names the first.
+        UserError: names or shapes differ, or values that are not finite; the message names the first.
     """
-    own = model.state_dict()
-    odd = sorted(key for key in own.keys() ^ weights.keys() if not key.endswith("num_batches_tracked"))
-    odd += [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
-    if odd:
-        raise UserError(f"{source}: weights of another model ({len(odd)} tensors differ, first {odd[0]})")
-    model.load_state_dict(dict(weights), strict=False)
+    for name, each in weights.items():
+        if not torch.isfinite(each).all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values")
+    own = {name: each for name, each in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    given = {name: each for name, each in weights.items() if not name.endswith("num_batches_tracked") or name in own}
+    load_weights(model, own | given, source)

@@ -1,17 +1,20 @@
 """`cskopt`: the command line. Verbs parse, call and print."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from cskopt.configuration import METHODS, TrainConfig
+from cskopt.configuration import METHODS, TrainConfig, check_side
 from cskopt.tables import layer_table, percent, scheme_table, table_of
 from tenfold import UserError
 from tenfold.cli import Paper, Parameter, RunOptions, create_app, run, verb
+from tenfold.files import check_writable
+from tenfold.options import Count, Positive, Seed
 
 if TYPE_CHECKING:
     from cskopt.schemes import ProfileRow
@@ -40,10 +43,55 @@ class DataOptions:
     """
 
     root: Path = Path("data")
-    data_seed: int = 0
+    data_seed: Seed = 0
 
 
-_CONFIG, _SOURCE = TrainConfig(), DataOptions()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LearnerOptions:
+    """Which state of a learner that is named on the Hub.
+
+    Attributes:
+        revision: Branch, tag or commit, for a checkpoint named OWNER/NAME on the Hugging Face Hub; the commit that is used is printed.
+    """
+
+    revision: str | None = None
+
+    def folder(self, checkpoint: Path) -> Path:
+        """The folder of a learner: a local one as it is, a Hub name fetched."""
+        from tenfold.hub import model_folder
+
+        return model_folder(checkpoint, self.revision, ("cskopt.json", "model.safetensors", "continual.safetensors"))
+
+
+_CONFIG, _SOURCE, _LEARNER = TrainConfig(), DataOptions(), LearnerOptions()
+
+
+def _check_result(out: Path | None, inputs: Iterable[Path]) -> None:
+    """Refuse a file for results that cannot be written or that is one of the inputs, before any work.
+
+    Args:
+        out: the file; None where none was asked for.
+        inputs: files, and folders none of whose files may be written.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file to write")
+    check_writable(out)
+    place = out.resolve()
+    if out.exists() and any(
+        place == each.resolve() or (each.is_dir() and place.is_relative_to(each.resolve())) for each in inputs
+    ):
+        raise UserError(f"{out}: is an input and would be overwritten; choose another place")
+
+
+def _check_folder(out: Path | None) -> None:
+    """Refuse a folder for results that cannot be written, before any work."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; choose a folder for the results")
+    if out is not None:
+        check_writable(out / "result")
 
 
 def _show(table: Table) -> None:
@@ -99,9 +147,9 @@ def train(data: str, *, options: RunOptions, config: TrainConfig = _CONFIG, sour
 def profile(
     *,
     model: str = "resnet18",
-    image_size: int = 96,
-    batch: int = 8,
-    classes: int = 100,
+    image_size: Count = 96,
+    batch: Count = 8,
+    classes: Count = 100,
     schemes: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = (
         "full",
         "head",
@@ -110,7 +158,7 @@ def profile(
         "csko",
     ),
     layers: str | None = None,
-    repeats: int = 5,
+    repeats: Count = 5,
     device: str = "auto",
     out: Path | None = None,
 ) -> None:
@@ -129,19 +177,11 @@ def profile(
         device: auto, cpu, cuda, cuda:1, mps.
         out: A folder for profile.json and profile.png.
     """
-    for name, value in (
-        ("--image-size", image_size),
-        ("--batch", batch),
-        ("--classes", classes),
-        ("--repeats", repeats),
-    ):
-        if value < 1:
-            raise UserError(f"{name} {value}: must be at least 1")
+    check_side("--image-size", image_size)
     from cskopt.schemes import compare_schemes
     from tenfold.runs import pick_device
 
-    if out is not None:
-        _folder_for_results(out)
+    _check_folder(out)
     rows = compare_schemes(model, schemes, image_size, batch, classes, layers, pick_device(device), repeats)
     _show(layer_table(rows[-1]))
     print()
@@ -149,14 +189,6 @@ def profile(
     if out is not None:
         _write_profile(rows, out, f"{model}, {batch} x {image_size} x {image_size}")
         print(f"-> {out}")
-
-
-def _folder_for_results(out: Path) -> None:
-    """Make the folder before the work, so that a place that cannot be written is known at once."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made a folder ({error.strerror}); choose another") from None
 
 
 def _write_profile(rows: "list[ProfileRow]", out: Path, title: str) -> None:
@@ -189,6 +221,7 @@ def intensity(
     preset: str = "small",  # noqa: ARG001  # the command line looks for it before parsing
     config: TrainConfig = _CONFIG,
     source: DataOptions = _SOURCE,
+    learner: LearnerOptions = _LEARNER,
     device: str = "auto",
 ) -> None:
     """Study the knowledge intensity of kernel elements (paper §3.1): which element does the loss of new classes pull at?
@@ -199,7 +232,7 @@ def intensity(
     Args:
         data: See `cskopt train --help`.
         out: A folder for the results.
-        checkpoint: A learner that `train` or the Python API saved, instead of training the base classes.
+        checkpoint: A learner that `train` or the Python API saved, or its name on the Hub, instead of training the base classes.
         preset: Where unset options come from: tiny, small, paper.
         device: auto, cpu, cuda, cuda:1, mps.
     """
@@ -207,12 +240,13 @@ def intensity(
     from cskopt.plots import plot_intensity
     from cskopt.studies import intensity_study
     from tenfold.files import write_text
-    from tenfold.runs import pick_device, refused_without_trace
+    from tenfold.runs import pick_device
 
+    _check_folder(out)
+    place = pick_device(device)
+    folder = None if checkpoint is None else learner.folder(checkpoint)
     corpus = load_corpus(data, config.image_size, source.data_seed, source.root)
-    with refused_without_trace(out):
-        _folder_for_results(out)
-        study = intensity_study(corpus, config, pick_device(device), checkpoint)
+    study = intensity_study(corpus, config, place, folder)
     write_text(out / "intensity.json", study.to_json())
     plot_intensity(
         {name: (each.raw.numpy(), each.per_use.numpy()) for name, each in study.maps.items()}, out / "intensity.png"
@@ -229,15 +263,16 @@ def eval_(
     checkpoint: Path,
     data: str,
     *,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     json: Path | None = None,
     device: str = "auto",
     source: DataOptions = _SOURCE,
+    learner: LearnerOptions = _LEARNER,
 ) -> None:
     """Measure a saved learner on the test pictures of all classes it has learnt; classes are matched by name.
 
     Args:
-        checkpoint: A folder such as run/checkpoints/session-002.
+        checkpoint: A folder such as run/checkpoints/session-002, or a name on the Hugging Face Hub.
         data: See `cskopt train --help`.
         batch_size: Pictures at a time.
         json: Also write the numbers to this file.
@@ -250,8 +285,10 @@ def eval_(
     from tenfold.files import write_text
     from tenfold.runs import pick_device
 
-    learner, form = open_learner(checkpoint, pick_device(device))
-    found = evaluate_learner(learner, load_corpus(data, form.size, source.data_seed, source.root), batch_size)
+    place, folder = pick_device(device), learner.folder(checkpoint)
+    _check_result(json, [folder])
+    opened, form = open_learner(folder, place)
+    found = evaluate_learner(opened, load_corpus(data, form.size, source.data_seed, source.root), batch_size)
     table = table_of("session", "classes", "accuracy %")
     for index, (names, accuracy) in enumerate(zip(found.classes, found.accuracies, strict=True)):
         shown = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
@@ -268,17 +305,18 @@ def learn(
     pictures: Path,
     *,
     out: Path,
-    epochs: int = 20,
-    lr: float = 3e-4,
-    head_lr: float = 1e-2,
-    batch_size: int = 32,
-    seed: int = 0,
+    epochs: Count = 20,
+    lr: Positive = 3e-4,
+    head_lr: Positive = 1e-2,
+    batch_size: Count = 32,
+    seed: Seed = 0,
     device: str = "auto",
+    learner: LearnerOptions = _LEARNER,
 ) -> None:
     """Teach a saved learner the classes of a folder as one more session, without the pictures of the old ones.
 
     Args:
-        checkpoint: A folder such as run/checkpoints/session-002.
+        checkpoint: A folder such as run/checkpoints/session-002, or a name on the Hugging Face Hub.
         pictures: A folder with one folder per new class.
         out: A folder for the learner that comes out of it; checkpoint stays as it is.
         epochs: Passes over the new pictures.
@@ -288,28 +326,38 @@ def learn(
         seed: Of the order of pictures and the new rows of the last layer.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    for name, value in (("--epochs", epochs), ("--lr", lr), ("--head-lr", head_lr), ("--batch-size", batch_size)):
-        if not value > 0:
-            raise UserError(f"{name} {value}: must be greater than 0")
     from cskopt.deployment import learn_folder, open_learner
     from cskopt.fitting import SessionRecipe
+    from tenfold.files import atomic_folder
     from tenfold.runs import pick_device
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: is there already; choose another")
-    learner, _ = open_learner(checkpoint, pick_device(device))
-    before = learner.classes_seen
-    said = learn_folder(learner, pictures, SessionRecipe(epochs, lr, head_lr, cache_prefix=True), batch_size, seed)
-    learner.save(out)
-    print(f"learnt {learner.classes_seen - before} classes after {before}, loss {said['loss']:.3f} -> {out}")
+    check_writable(out)
+    place = pick_device(device)
+    opened, _ = open_learner(learner.folder(checkpoint), place)
+    before = opened.classes_seen
+    said = learn_folder(opened, pictures, SessionRecipe(epochs, lr, head_lr, cache_prefix=True), batch_size, seed)
+    with atomic_folder(out) as temporary:
+        opened.save(temporary)
+    print(f"learnt {opened.classes_seen - before} classes after {before}, loss {said['loss']:.3f} -> {out}")
 
 
 @verb(app, "cskopt predict run/checkpoints/session-002 new-classes --out named.csv")
-def predict(checkpoint: Path, pictures: Path, *, out: Path | None = None, device: str = "auto") -> None:
+def predict(
+    checkpoint: Path,
+    pictures: Path,
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    learner: LearnerOptions = _LEARNER,
+) -> int:
     """Name pictures with a saved learner.
 
+    Pictures of a folder that cannot be read are named on stderr and passed over; the exit code is then 3.
+
     Args:
-        checkpoint: A folder such as run/checkpoints/session-002.
+        checkpoint: A folder such as run/checkpoints/session-002, or a name on the Hugging Face Hub.
         pictures: A picture, or a folder of pictures.
         out: A CSV file of path, class and probability; without it they are printed.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -319,19 +367,24 @@ def predict(checkpoint: Path, pictures: Path, *, out: Path | None = None, device
 
     from cskopt.deployment import name_pictures, open_learner
     from tenfold.files import write_text
+    from tenfold.images import list_images
     from tenfold.runs import pick_device
 
-    learner, _ = open_learner(checkpoint, pick_device(device))
+    place, folder = pick_device(device), learner.folder(checkpoint)
+    _check_result(out, [folder, *list_images(pictures)])
+    opened, _ = open_learner(folder, place)
+    found = name_pictures(opened, pictures)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "class", "probability"))
-    named = name_pictures(learner, pictures)
-    writer.writerows((each.path, each.name, f"{each.probability:.4f}") for each in named)
+    writer.writerows((each.path, each.name, f"{each.probability:.4f}") for each in found.results.values())
     if out is None:
         print(text.getvalue(), end="")
     else:
         write_text(out, text.getvalue())
-        print(f"named {len(named)} pictures -> {out}")
+        print(f"named {len(found.results)} pictures -> {out}")
+    found.show_skipped("cskopt")
+    return found.exit_code
 
 
 @verb(
@@ -339,25 +392,32 @@ def predict(checkpoint: Path, pictures: Path, *, out: Path | None = None, device
     "cskopt export run/checkpoints/session-002 plain.safetensors",
     "cskopt export run/checkpoints/session-002 folded.safetensors --layout folded",
 )
-def export(checkpoint: Path, out: Path, *, layout: str = "stock") -> None:
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    layout: Literal["stock", "folded"] = "stock",
+    learner: LearnerOptions = _LEARNER,
+) -> None:
     """Write a learner's weights as an ordinary model's, centres merged: nothing of this package is needed to use them.
 
     Args:
-        checkpoint: A folder such as run/checkpoints/session-002.
+        checkpoint: A folder such as run/checkpoints/session-002, or a name on the Hugging Face Hub.
         out: A safetensors file.
         layout: stock has the keys of the architecture as torchvision or timm builds it; folded has no batch normalisation.
     """
-    from cskopt.checkpoints import write_tensors
+    from cskopt.checkpoints import apart
     from cskopt.learner import IncrementalLearner
+    from tenfold.checkpoints import write_tensors
 
-    if layout not in ("stock", "folded"):
-        raise UserError(f"--layout {layout}: stock or folded")
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: name a .safetensors file")
-    learner = IncrementalLearner.load(checkpoint)
-    weights = learner.stock_weights() if layout == "stock" else dict(learner.plain_model().state_dict())
-    write_tensors(out, weights)
-    print(f"{learner.architecture or 'model'} with {learner.classes_seen} classes, {len(weights)} tensors -> {out}")
+    folder = learner.folder(checkpoint)
+    _check_result(out, [folder])
+    opened = IncrementalLearner.load(folder)
+    weights = opened.stock_weights() if layout == "stock" else dict(opened.plain_model().state_dict())
+    write_tensors(out, apart(weights))
+    print(f"{opened.architecture or 'model'} with {opened.classes_seen} classes, {len(weights)} tensors -> {out}")
 
 
 @verb(app, "cskopt methods")
@@ -371,7 +431,7 @@ def methods() -> None:
 
 
 @verb(app, "cskopt demo --out demo")
-def demo(*, out: Path = Path("cskopt-demo"), seed: int = 0) -> None:
+def demo(*, out: Path = Path("cskopt-demo"), seed: Seed = 0) -> None:
     """See it work in under a minute, without network or data: eight generated classes, then two times two more.
 
     Prints accuracy, forgetting and measured memory of the paper's method, of last layer + prototypes (which ties with it), and of
@@ -383,7 +443,7 @@ def demo(*, out: Path = Path("cskopt-demo"), seed: int = 0) -> None:
     """
     from cskopt.studies import run_demo
 
-    _folder_for_results(out)
+    _check_folder(out)
     found = run_demo(out, seed)
     table = table_of("method", "average %", "last %", "forgetting", "new classes %", "kept KiB / step", "trained")
     for row in found.rows:

@@ -9,8 +9,22 @@ from typing import Literal
 from cyclopts import Parameter
 
 from tenfold import UserError
+from tenfold.options import Count, NonNegative, Positive, Seed, Share, Size, check_fields
+
+SIDE_LIMIT = 2**14
+"""Pixels of a side: beyond, one picture alone fills a memory."""
 
 Tap = Literal["center", "all"] | tuple[int, int]
+
+
+def check_side(name: str, pixels: int) -> None:
+    """Refuse pictures that no memory holds.
+
+    Raises:
+        UserError: more than `SIDE_LIMIT`.
+    """
+    if pixels > SIDE_LIMIT:
+        raise UserError(f"{name}: {pixels} pixels are more than {SIDE_LIMIT}")
 
 
 @dataclass(frozen=True)
@@ -44,27 +58,20 @@ class CsKOConfig:
     fold_bn: bool = True
     lean_activations: Literal["bits", "bool", "off"] = "bits"
     train_bias: bool = False
-    grad_filter: int | None = None
+    grad_filter: Count | None = None
     rule: Literal["nscl_floor", "nscl", "energy", "gpm", "none"] = "nscl_floor"
-    thres: float = 100.0
+    thres: Positive = 100.0
     energy: float = 0.99
     normalize: Literal["none", "fro"] = "none"
     covariance: Literal["batch_mean", "per_sample"] = "batch_mean"
-    proto_weight: float = 10.0
-    temperature: float = 1.0
+    proto_weight: NonNegative = 10.0
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.channel_ratio <= 1:
-            raise UserError(f"channel_ratio must lie in (0, 1], got {self.channel_ratio}")
-        for name, low in (("thres", 0.0), ("temperature", 0.0)):
-            if not getattr(self, name) > low:
-                raise UserError(f"{name} must be greater than {low:g}, got {getattr(self, name)}")
-        if not 0 < self.energy <= 1:
-            raise UserError(f"energy must lie in (0, 1], got {self.energy}")
-        if self.proto_weight < 0:
-            raise UserError(f"proto_weight must not be negative, got {self.proto_weight}")
-        if self.grad_filter is not None and self.grad_filter < 1:
-            raise UserError(f"grad_filter must be at least 1, got {self.grad_filter}")
+        check_fields(self)
+        for name in ("channel_ratio", "energy"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not above 0 and at most 1")
         if self.rule == "gpm" and self.channel_ratio < 1:
             raise UserError("rule gpm protects whole layers; use it with channel_ratio = 1")
 
@@ -207,43 +214,37 @@ class TrainConfig:
     method: str = "csko"
     model: str = "compact"
     weights: str | None = None
-    image_size: int = 32
+    image_size: Count = 32
     order: Literal["natural", "shuffled"] = "natural"
-    class_seed: int = 1993
-    base_classes: int = 50
-    increment: int = 5
-    base_epochs: int = 100
-    epochs: int = 60
-    batch_size: int = 128
+    class_seed: Seed = 1993
+    base_classes: Count = 50
+    increment: Size = 5
+    base_epochs: Count = 100
+    epochs: Count = 60
+    batch_size: Count = 128
     base_optimizer: Literal["sgd", "adam"] = "sgd"
-    base_lr: float = 0.1
-    lr: float = 1e-4
-    head_lr: float = 1e-4
-    lr_drop: float = 0.75
-    weight_decay: float = 5e-4
+    base_lr: Positive = 0.1
+    lr: Positive = 1e-4
+    head_lr: Positive = 1e-4
+    lr_drop: Share = 0.75
+    weight_decay: NonNegative = 5e-4
     augment: bool = True
-    penalty_weight: float = 1.0
-    seed: int = 0
-    workers: int = 0
+    penalty_weight: NonNegative = 1.0
+    seed: Seed = 0
+    workers: Size = 0
     precision: Literal["auto", "fp32"] = "auto"
     layers: str | None = None
     channel_ratio: float | None = None
     rule: Literal["nscl_floor", "nscl", "energy", "gpm", "none"] | None = None
-    thres: float | None = None
-    temperature: float | None = None
-    proto_weight: float | None = None
-    grad_filter: int | None = None
+    thres: Positive | None = None
+    temperature: Positive | None = None
+    proto_weight: NonNegative | None = None
+    grad_filter: Count | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "base_classes", "base_epochs", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("base_lr", "lr", "head_lr"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if self.increment < 0:
-            raise UserError(f"increment must not be negative, got {self.increment}")
-        method_named(self.method)
+        check_fields(self)
+        check_side("image_size", self.image_size)
+        self.resolved_method()
 
     def resolved_method(self) -> Method:
         """The method with this run's overrides."""

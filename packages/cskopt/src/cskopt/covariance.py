@@ -118,7 +118,17 @@ class FeatureCovariance:
         return dict(self.matrices)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take what `state_dict` gave."""
+        """Take what `state_dict` gave.
+
+        Raises:
+            UserError: a layer that is not trained here, or of another width.
+        """
+        for name, each in state.items():
+            if name not in self._names:
+                raise UserError(f"covariance of {name}, which is no trained layer of the model")
+            width = _width(self._model.get_submodule(name))
+            if each.shape != (width, width) or not each.is_floating_point():
+                raise UserError(f"covariance of {name} is {tuple(each.shape)}, expected {(width, width)}")
         self.matrices = {name: each.clone() for name, each in state.items()}
 
 

@@ -1,10 +1,11 @@
 """Class-incremental data: where pictures come from, and in which order classes arrive (specification §6)."""
 
 import io
-import zipfile
+import struct
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cskopt.configuration import TrainConfig
 from cskopt.shapes import shape_pictures
 from tenfold import UserError
+from tenfold.archives import open_zip
 from tenfold.data import class_folder, torchvision_set
 from tenfold.images import read_image
 
@@ -313,39 +315,50 @@ def zip_corpus(path: Path, image_size: int, per_class: int | None = None) -> Cor
     Raises:
         UserError: not a zip, without that layout, or with pictures that cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(each for each in archive.namelist() if len(Path(each).parts) >= 3 and not each.endswith("/"))
-            classes = sorted({Path(each).parts[-2] for each in names if Path(each).parts[-3] == "train"})
-            if not classes:
-                raise UserError(f"{path}: holds no train/CLASS/PICTURE")
-            parts = []
-            for part, share in (("train", 1), ("test", 5)):
-                limit = None if per_class is None else max(1, per_class // share)
-                chosen, labels = _members(names, part, classes, limit)
-                pictures = torch.cat([resized(_decode(archive.read(each), each), image_size) for each in chosen])
-                parts.append(Pictures.of_tensor(pictures, torch.tensor(labels)))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from None
+    with open_zip(path) as archive:
+        members = _members_by_class(archive.names)
+        classes = sorted({name for part, name in members if part == "train"})
+        if not classes:
+            raise UserError(f"{path}: holds no train/CLASS/PICTURE")
+        parts = []
+        for part, share in (("train", 1), ("test", 5)):
+            limit = None if per_class is None else max(1, per_class // share)
+            missing = [name for name in classes if (part, name) not in members]
+            if missing:
+                raise UserError(f"{path}: has no {part}/{missing[0]}")
+            chosen = [(each, label) for label, name in enumerate(classes) for each in members[part, name][:limit]]
+            pictures = [resized(_decode(archive.read(each), f"{path}: {each}"), image_size) for each, _ in chosen]
+            parts.append(Pictures.of_tensor(torch.cat(pictures), torch.tensor([label for _, label in chosen])))
     return Corpus(path.stem, tuple(classes), *parts, *CIFAR100)
 
 
-def _members(names: Sequence[str], part: str, classes: Sequence[str], limit: int | None) -> tuple[list[str], list[int]]:
-    chosen: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = [each for each in names if Path(each).parts[-3:-1] == (part, name)][:limit]
-        if not found:
-            raise UserError(f"the zip has no {part}/{name}")
-        chosen += found
-        labels += [label] * len(found)
-    return chosen, labels
+def _members_by_class(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Names of pictures by part (train or test) and class, in order."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in names:
+        *_, part, name, _ = ("", "", *PurePosixPath(each).parts)
+        if part:
+            found.setdefault((part, name), []).append(each)
+    return found
 
 
 def _decode(content: bytes, name: str) -> UInt8[Tensor, "1 3 h w"]:
+    """A picture in memory.
+
+    Raises:
+        UserError: cannot be read, or has more pixels than a picture should have.
+    """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            rgb = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{name}: cannot read ({error})") from None
+        with warnings.catch_warnings():
+            # As for pictures from files: a large scan is no attack, and Pillow still refuses twice its limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                rgb = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not a picture, or of a format that Pillow does not know") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: more pixels than a picture should have") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+        # Pillow's decoders meet a damaged file with any of these.
+        raise UserError(f"{name}: damaged or truncated ({error})") from None
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None]

@@ -15,6 +15,7 @@ from cskopt.learner import IncrementalLearner
 from cskopt.training import make_accelerator, session_accuracies
 from tenfold import UserError
 from tenfold.data import class_folder
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images
 from tenfold.runs import seed_everything, track
 
@@ -83,26 +84,34 @@ class Named:
     probability: float
 
 
-def name_pictures(learner: IncrementalLearner, root: Path, batch_size: int = 64) -> list[Named]:
-    """Name a picture, or all pictures below a folder.
+def name_pictures(learner: IncrementalLearner, root: Path, batch_size: int = 64) -> FolderReport[Named]:
+    """Name a picture, or all pictures below a folder; those that cannot be read are passed over and noted.
 
     Raises:
-        UserError: no pictures, or one that cannot be read.
+        UserError: no pictures, or not one that can be read.
     """
     form = learner.pictures
     if form is None:
         raise UserError("the learner does not say which pictures it wants; set learner.pictures")
-    named = []
-    paths = list_images(root)
-    for start in track(range(0, len(paths), batch_size), "pictures"):
-        chunk = paths[start : start + batch_size]
-        scores = learner.scores(_normalised(torch.cat([read_square(str(each), form.size) for each in chunk]), form))
-        values, ids = scores.cpu().max(1)
-        named += [
-            Named(path, form.classes[int(index)], float(value))
-            for path, index, value in zip(chunk, ids, values, strict=True)
-        ]
-    return named
+    named: dict[Path, Named] = {}
+    waiting: dict[Path, Tensor] = {}
+
+    def name_waiting() -> None:
+        if waiting:
+            scores = learner.scores(_normalised(torch.cat(list(waiting.values())), form))
+            values, ids = scores.cpu().max(1)
+            for path, index, value in zip(waiting, ids, values, strict=True):
+                named[path] = Named(path, form.classes[int(index)], float(value))
+            waiting.clear()
+
+    def read(path: Path) -> None:
+        waiting[path] = read_square(str(path), form.size)
+        if len(waiting) == batch_size:
+            name_waiting()
+
+    found = work_on_files(track(list_images(root), "pictures"), read, alone=root.is_file())
+    name_waiting()
+    return FolderReport(named, found.skipped)
 
 
 def _normalised(pictures: Tensor, form: PictureFormat) -> Float[Tensor, "n 3 h w"]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from cskopt.configuration import CsKOConfig
 from cskopt.losses import session_loss
 from cskopt.prototypes import PrototypeBank
+from tenfold.options import Count, NonNegative, Positive, Share, check_fields
 from tenfold.runs import autocast
 
 Groups = list[dict[str, Any]]
@@ -35,14 +36,17 @@ class SessionRecipe:
         precision: bf16 autocast where the hardware has it (auto), or fp32.
     """
 
-    epochs: int = 60
-    lr: float = 1e-4
-    head_lr: float = 1e-4
-    lr_drop: float = 0.75
-    weight_decay: float = 5e-4
-    penalty_weight: float = 1.0
+    epochs: Count = 60
+    lr: Positive = 1e-4
+    head_lr: Positive = 1e-4
+    lr_drop: Share = 0.75
+    weight_decay: NonNegative = 5e-4
+    penalty_weight: NonNegative = 1.0
     cache_prefix: bool = False
     precision: Literal["auto", "fp32"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def precision_context(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cskopt.anchoring import WeightAnchor, logits_of
-from cskopt.checkpoints import Description, PictureFormat, Saved, read_folder, rebuild, write_folder
+from cskopt.checkpoints import CONTINUAL, Description, PictureFormat, Saved, read_folder, rebuild, write_folder
 from cskopt.configuration import CsKOConfig, Method
 from cskopt.covariance import FeatureCovariance
 from cskopt.fitting import Groups, SessionRecipe, Spread, WithPrototypes, fit_epochs, parameter_groups
@@ -366,10 +366,9 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
                     local_files_only=local,
                 )
             )
-        ours = {key: options[key] for key in ("accelerator", "optimizer_factory") if key in options}
-        # The mixin also hands over what it recorded of the constructor's arguments; only a module is of use here.
-        if isinstance(options.get("model"), nn.Module):
-            ours["model"] = options["model"]
+        # The mixin also hands over what a config.json holds under the constructor's names: only real objects are of use here.
+        kinds = {"accelerator": Accelerator, "optimizer_factory": Callable, "model": nn.Module}
+        ours = {key: options[key] for key, kind in kinds.items() if isinstance(options.get(key), kind)}
         return cls.load(folder, **ours)
 
     @classmethod
@@ -382,7 +381,7 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
             options: `accelerator`, `optimizer_factory`.
 
         Raises:
-            UserError: files missing or damaged, or of another architecture.
+            UserError: files missing or damaged, or of another architecture. Nothing in them is run.
         """
         saved = read_folder(Path(folder))
         described = saved.description
@@ -391,16 +390,36 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
         learner.architecture = described.architecture
         learner.sessions = described.sessions
         learner.pictures = described.pictures
-        device = learner.accelerator.device
+        try:
+            learner._take_up(saved.continual)
+        except UserError as error:
+            raise UserError(f"{Path(folder) / CONTINUAL}: {error}") from None
+        return learner
+
+    def _take_up(self, continual: dict[str, dict[str, Tensor]]) -> None:
+        """Prototypes, covariances, bases and anchors as they were saved, where they fit the model.
+
+        Raises:
+            UserError: they do not.
+        """
+        device = self.accelerator.device
 
         def part(kind: str) -> dict[str, Tensor]:
-            return {name: each.to(device) for name, each in saved.continual.get(kind, {}).items()}
+            return {name: each.to(device) for name, each in continual.get(kind, {}).items()}
 
-        learner.prototypes.load_state_dict({name: each.cpu() for name, each in part("prototypes").items()})
-        learner.covariance.load_state_dict(part("covariance"))
-        learner._gpm = part("gpm")
-        learner._anchor.anchors, learner._anchor.importance = part("anchor"), part("importance")
-        return learner
+        self.prototypes.load_state_dict({name: each.cpu() for name, each in part("prototypes").items()})
+        if bool((self.prototypes.classes >= self.classes_seen).any()):
+            raise UserError("prototypes of classes that were never learnt")
+        self.covariance.load_state_dict(part("covariance"))
+        self._gpm = part("gpm")
+        for name, basis in self._gpm.items():
+            if (
+                name not in self.covariance.matrices
+                or basis.ndim != 2
+                or len(basis) != len(self.covariance.matrices[name])
+            ):
+                raise UserError(f"basis of {name} does not fit its covariance")
+        self._anchor.load_state_dict(part("anchor"), part("importance"), self.model)
 
     def stock_weights(self) -> dict[str, Tensor]:
         """Weights in the layout of the architecture before folding: what torchvision's or timm's own model loads.

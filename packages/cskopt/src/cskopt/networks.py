@@ -71,9 +71,14 @@ def build_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Mod
         if name.startswith("timm:"):
             import timm
 
+            # Names of the registry only: `hf-hub:` and `local-dir:` would let a file decide what is built and fetched.
+            if not timm.is_model(name.removeprefix("timm:").split(".")[0]):
+                raise UserError(f"--model {name}: timm has no such model")
             return timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, num_classes=num_classes)
         if name in list_models(module=None):
             return _torchvision(name, num_classes, pretrained)
+    except UserError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"--model {name}: {str(error).splitlines()[0]}") from None
     raise UserError(

@@ -85,8 +85,13 @@ class PrototypeBank:
         """Take what `state_dict` gave.
 
         Raises:
-            UserError: prototypes of another length.
+            UserError: not prototypes, or of another length.
         """
-        if state["sums"].shape[1] != self.dim:
-            raise UserError(f"prototypes of length {state['sums'].shape[1]} given to a model of {self.dim} features")
-        self._sums, self._counts = state["sums"].double().clone(), state["counts"].clone()
+        sums, counts = state.get("sums"), state.get("counts")
+        if sums is None or counts is None or sums.ndim != 2 or counts.shape != sums.shape[:1]:
+            raise UserError("prototypes need the sums and the counts of each class")
+        if sums.shape[1] != self.dim:
+            raise UserError(f"prototypes of length {sums.shape[1]} given to a model of {self.dim} features")
+        if counts.dtype != torch.long or not sums.is_floating_point() or bool((counts < 0).any()):
+            raise UserError("prototypes: counts must be whole numbers from 0, sums real ones")
+        self._sums, self._counts = sums.double().clone(), counts.clone()

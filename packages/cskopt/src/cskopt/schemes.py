@@ -84,6 +84,9 @@ def compare_schemes(
     Raises:
         UserError: an unknown network or scheme, or pictures too small for the network.
     """
+    unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
+    if unknown:
+        raise UserError(f"--schemes {unknown[0]}: choose from {', '.join(SCHEMES)}")
     device = device or torch.device("cpu")
     torch.manual_seed(0)
     model = build_model(architecture, classes).to(device)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 
-from cskopt.checkpoints import DESCRIPTION, PictureFormat, load_weights, read_tensors, write_tensors
+from cskopt.checkpoints import DESCRIPTION, PictureFormat, load_network
 from cskopt.configuration import TrainConfig
 from cskopt.data import ClassOrder, Corpus, SessionPictures, as_loader, class_order
 from cskopt.fitting import SessionRecipe, let_go, precision_context
@@ -24,6 +24,8 @@ from cskopt.learner import IncrementalLearner
 from cskopt.losses import session_loss
 from cskopt.metrics import IncrementalScores, incremental_scores
 from cskopt.networks import build_model
+from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.runs import RunFolder, seed_everything
 
 
@@ -132,16 +134,28 @@ def _resume_base(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path 
     """Take up weights, moments and the number of finished epochs; 0 without a checkpoint."""
     if path is None or not path.exists():
         return 0
-    tensors = read_tensors(path)
+    tensors, _ = read_tensors(path)
     weights = {key.removeprefix("model/"): each for key, each in tensors.items() if key.startswith("model/")}
-    load_weights(model, weights, path)
+    load_network(model, weights, path)
     state: dict[int, dict[str, Tensor]] = {}
     for key, each in tensors.items():
         if key.startswith("optimizer/"):
-            _, index, name = key.split("/", 2)
+            index, _, name = key.removeprefix("optimizer/").partition("/")
+            if not index.isdecimal():
+                raise UserError(f"{path}: holds {key}, which is no state of an optimizer")
             state.setdefault(int(index), {})[name] = each
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(tensors["epoch"])
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: the optimizer's state does not fit ({error})") from None
+    return _epoch_of(tensors, path)
+
+
+def _epoch_of(tensors: dict[str, Tensor], path: Path) -> int:
+    epoch = tensors.get("epoch")
+    if epoch is None or epoch.ndim or epoch.dtype != torch.long or epoch < 1:
+        raise UserError(f"{path}: is no checkpoint of a base session (no epoch in it)")
+    return int(epoch)
 
 
 def recipe_of(config: TrainConfig) -> SessionRecipe:
@@ -244,7 +258,7 @@ def train_run(
     run = RunFolder.create(out, config, resume) if is_main else RunFolder(out)
     accelerator.wait_for_everyone()
     finished = sorted(each.parent for each in run.checkpoints.glob(f"session-*/{DESCRIPTION}"))
-    rows = [line["accuracies"] for line in _session_lines(run)][: len(finished)]
+    rows = _finished_rows(run, len(finished))
     if is_main and resume:
         run.rewind(_last_step(run, config, len(finished)))
     if finished:
@@ -286,8 +300,18 @@ def picture_format(corpus: Corpus, order: ClassOrder, size: int) -> PictureForma
     return PictureFormat(tuple(corpus.classes[each] for each in order.order), size, corpus.mean, corpus.std)
 
 
-def _session_lines(run: RunFolder) -> list[dict[str, Any]]:
-    return sorted((line for line in run.lines() if "session" in line), key=lambda line: line["session"])
+def _finished_rows(run: RunFolder, finished: int) -> list[list[float]]:
+    """Accuracies after each finished session, from the log.
+
+    Raises:
+        UserError: the log lacks one: without it the result would be another.
+    """
+    found = {line["session"]: line.get("accuracies") for line in run.lines() if isinstance(line.get("session"), int)}
+    rows = [found.get(session) for session in range(finished)]
+    for session, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) == session + 1 and all(isinstance(each, float) for each in row)):
+            raise UserError(f"{run.path / 'metrics.jsonl'}: has no accuracies of session {session}; start anew")
+    return rows  # ty: ignore[invalid-explicit-return]  # checked above
 
 
 def _last_step(run: RunFolder, config: TrainConfig, finished: int) -> int:
@@ -295,7 +319,7 @@ def _last_step(run: RunFolder, config: TrainConfig, finished: int) -> int:
     if finished:
         return config.base_epochs + finished - 1
     base = run.checkpoints / "base.safetensors"
-    return int(read_tensors(base)["epoch"]) if base.exists() else 0
+    return _epoch_of(read_tensors(base)[0], base) if base.exists() else 0
 
 
 def _base_model(
@@ -304,7 +328,7 @@ def _base_model(
     seed_everything(config.seed)
     model = build_model(config.model, len(order.sessions[0]))
     if config.weights is not None:
-        load_weights(model, read_tensors(Path(config.weights)), Path(config.weights))
+        load_network(model, read_tensors(config.weights)[0], Path(config.weights))
         return model.eval()
     dataset = SessionPictures(corpus.train, order, order.labels_of(0), corpus, config.augment)
 
