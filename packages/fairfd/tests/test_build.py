@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import select
+import signal
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +19,7 @@ from PIL import Image
 
 from fairfd import forging
 from fairfd.building import build
-from fairfd.crew import work_off
+from fairfd.crew import end_with_parent, work_off
 from fairfd.faces import write_drawn_faces
 from fairfd.forgers import ForgeResult, SkippedFaceError, create_forger
 from fairfd.journal import Journal
@@ -422,3 +426,22 @@ def test_forgers_that_cannot_travel_are_named(pristine, tmp_path):
     with pytest.raises(UserError, match="define them in a module, or use workers=1"):
         build(pristine, tmp_path / "out", {"p": Local()}, workers=2, size=SIZE)
     assert list(work_off(abs, [-1, 2], None)) == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_workers_end_with_a_parent_that_was_killed():
+    # The parent is a process that starts this worker as `crew` does and dies without a word.
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        worker = multiprocessing.get_context("fork").Process(target=end_with_parent)
+        worker.start()
+        os.write(writer, str(worker.pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    os.close(writer)
+    os.read(reader, 20)
+    # The worker holds the other end of the pipe until it ends: nothing more is read, and nothing waits for ever.
+    assert select.select([reader], [], [], 60)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)

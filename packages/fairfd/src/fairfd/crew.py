@@ -1,8 +1,10 @@
 """Doing jobs in worker processes, one torch thread each, so that results do not depend on how many there are."""
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -81,4 +83,16 @@ def _here(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result
 def _start() -> None:
     """A worker: one torch thread; Ctrl-C is for the parent, which lets running jobs end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the process that this one works for, and end too: a killed one cannot say goodbye.
+
+    Without this, a worker waits for jobs for ever, and keeps the server of the workers alive.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
