@@ -1,9 +1,8 @@
 """Whole runs: data on disk in its layouts, sessions, checkpoints, resuming, two processes (specification §5, §6)."""
 
 import json
+import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState, debug_launcher
+from accelerate.state import AcceleratorState
 from torchvision import datasets
 
 from cskopt import training
@@ -240,34 +241,29 @@ def test_weights_can_be_given_instead_of_training_the_base(uninterrupted: Path, 
         training.train_run(corpus_of(), other, tmp_path / "other", CPU)
 
 
+def train_in_this_process(weights: Path, out: Path) -> None:
+    AcceleratorState._reset_state(True)  # the parent's state came along with the fork
+    torch.set_num_threads(1)
+    training.train_run(corpus_of(), replace(CONFIG, weights=str(weights)), out, CPU)
+    assert PartialState().num_processes == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher for tests forks")
 def test_two_processes_give_the_result_of_one(uninterrupted: Path, tmp_path: Path) -> None:
     # The base is given: batch normalisation in it would see half a batch in each process.
     weights = tmp_path / "base.safetensors"
     base = training.IncrementalLearner.load(uninterrupted / "checkpoints" / "session-000")
     write_tensors(weights, base.stock_weights())
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from dataclasses import replace\n"
-        "from pathlib import Path\n"
-        "from cskopt.configuration import TrainConfig\n"
-        "from cskopt.data import shapes_corpus\n"
-        "from cskopt.training import train_run\n"
-        "from tenfold.config import load_preset\n"
-        "torch.set_num_threads(1)\n"
-        "config = replace(load_preset('cskopt', 'tiny', TrainConfig), base_classes=4, increment=2, base_epochs=2,\n"
-        "    image_size=16, batch_size=16, precision='fp32', weights=sys.argv[2])\n"
-        "train_run(shapes_corpus(8, 8, 4, 0, 16), config, Path(sys.argv[1]), torch.device('cpu'))\n"
-        "from accelerate import PartialState\n"
-        "assert PartialState().num_processes == 2\n"
-    )
-    # `accelerate launch --cpu --num_processes 2` starts a single process in some versions; torchrun starts two.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [*launch, str(script), str(tmp_path / "two"), str(weights)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    debug_launcher(train_in_this_process, (weights, tmp_path / "two"), num_processes=2)
     training.train_run(corpus_of(), replace(CONFIG, weights=str(weights)), tmp_path / "one", CPU)
-    last = "checkpoints/session-002/model.safetensors"
-    one, two = (read_tensors(tmp_path / each / last)[0] for each in ("one", "two"))
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3)
+    start, one, two = (
+        read_tensors(tmp_path / each / "model.safetensors")[0]
+        for each in ("one/checkpoints/session-000", "one/checkpoints/session-002", "two/checkpoints/session-002")
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        change = value.clone()
+        change[: len(start[name])] -= start[name]  # rows of new classes count from nothing
+        # Gradients are the same sums in another order: relative errors far below a per cent. Where a gradient is next to
+        # nothing Adam enlarges them, but not its step; a process that is left out changes half of every step.
+        assert (two[name] - value).norm() <= 0.01 * change.norm(), name
