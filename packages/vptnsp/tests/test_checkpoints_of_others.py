@@ -94,7 +94,9 @@ def test_clip_learns_a_stream_from_its_folder_and_comes_back(clip_folder, tmp_pa
         (tmp_path / f"new-{name}").rename(tmp_path / "more" / name)
     fit_folder(again, tmp_path / "more")
     assert again.logits(images).shape == (2, 6)
-    assert {each.name for each in predict_pictures(again, tmp_path / "more")} <= set(again.names.values())
+    assert {each.name for each in predict_pictures(again, tmp_path / "more").results.values()} <= set(
+        again.names.values()
+    )
     for method in ("ncm", "ranpac"):
         chosen = dataclasses.replace(config, method=method, class_names=None)
         closed = run_closed_form(chosen, torch.device("cpu"))

@@ -82,6 +82,34 @@ def test_train_leaves_a_run_folder_that_eval_and_predict_read(workplace, monkeyp
     assert Path("spectra.png").stat().st_size > 1000
 
 
+def test_pictures_that_cannot_be_read_are_passed_over_and_named(workplace, tmp_path, capsys):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for name in ("1.png", "3.png"):
+        (mixed / name).write_bytes((workplace / "picture.png").read_bytes())
+    (mixed / "2.png").write_bytes(b"text")
+    learner = str(workplace / "run" / "learner")
+    assert call("predict", learner, str(mixed), "--json") == 3
+    printed = capsys.readouterr()
+    assert [Path(each["file"]).name for each in json.loads(printed.out)] == ["1.png", "3.png"]
+    assert printed.err.count("\n") == 1
+    assert "skipped: " in printed.err
+    assert "2.png" in printed.err
+
+
+def test_a_learner_of_the_hub_is_fetched_at_a_revision_and_its_commit_is_said(workplace, monkeypatch, capsys):
+    asked = []
+
+    def fetched(name, revision, **_):
+        asked.append((name, revision))
+        return str(workplace / "run" / "learner")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    assert call("inspect", "somebody/learner", "--revision", "v2") == 0
+    assert asked == [("somebody/learner", "v2")]
+    assert "somebody/learner: commit learner" in capsys.readouterr().err
+
+
 def test_a_learner_learns_the_classes_of_a_folder_as_one_more_task(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     assert call("fit-task", "run/learner", "new-classes", "--out", "three", "--epochs", "1", "--batch-size", "4") == 0
@@ -207,34 +235,43 @@ BAD = [
         ("train", "--out", "x", "--preset", "tiny", "--dataset", "folder", "--root", "pictures", "--tasks", "3"),
         "4 classes cannot be dealt out",
     ),
-    (("train", "--out", "x", "--preset", "tiny", "--backbone", "resnet18", "--checkpoint", "picture.png"), "resnet18"),
+    (
+        ("train", "--out", "x", "--preset", "tiny", "--backbone", "resnet18", "--checkpoint", "picture.png"),
+        "picture.png: cannot read",
+    ),
     (("train", "--out", "x", "--preset", "tiny", "--backbone", "vit_tiny_patch98"), "no such model"),
     (("train", "--out", "x", "--preset", "tiny", "--blocks", "0", "9"), "blocks must be among 0 to 3, got [0, 9]"),
-    (("train", "--out", "x", "--preset", "tiny", "--num-prompts", "0"), "--num-prompts 0"),
+    (("train", "--out", "x", "--preset", "tiny", "--num-prompts", "0"), "--num-prompts"),
     (("train", "--out", "x", "--preset", "tiny", "--num-prompts", "2"), "no adaptive nullity"),
-    (("train", "--out", "x", "--preset", "tiny", "--epochs", "0"), "--epochs 0"),
-    (("train", "--out", "x", "--preset", "tiny", "--eta1", "2"), "--eta1 2"),
+    (("train", "--out", "x", "--preset", "tiny", "--epochs", "0"), "--epochs"),
+    (("train", "--out", "x", "--preset", "tiny", "--eta1", "2"), "--eta1"),
     (("train", "--out", "x", "--preset", "tiny", "--task-file", "gone.tsv"), "gone.tsv"),
     (("train", "--out", "/proc/x", "--preset", "tiny"), "/proc"),
     (("train", "--out", "x", "--preset", "tiny", "--device", "cuda:77"), "cuda:77"),
-    (("eval", "gone", "pictures"), "no learner there"),
+    (("eval", "gone/in/full", "pictures"), "no such folder"),
     (("eval", "run/learner", "pictures"), "never learnt"),
     (("eval", "run/learner", "empty"), "one folder per class"),
     (("predict", "run/learner", "broken"), "damaged or truncated"),
     (("predict", "run/learner", "empty"), "holds no picture"),
     (("predict", "run/learner", "picture.png", "--out", "/proc/x.csv"), "cannot write"),
     (("predict", "run", "picture.png"), "learner.json is missing"),
-    (("inspect", "gone"), "no learner there"),
+    (("predict", "run/learner", "picture.png", "--out", "picture.png"), "is an input"),
+    (("predict", "run/learner", "picture.png", "--out", "run/learner/learner.json"), "is an input"),
+    (("predict", "run/learner", "picture.png", "--out", "empty"), "is a folder"),
+    (("predict", "run/learner", "picture.png", "--revision", "main"), "--revision is for models of the Hub"),
+    (("inspect", "run/learner", "--out", "spectra.foo"), "name a .png file"),
+    (("train", "surplus", "--out", "x", "--preset", "tiny"), "surplus"),
+    (("inspect", "gone/in/full"), "no such folder"),
     (("inspect", "run/learner", "--out", "/proc/x.png"), "cannot write"),
     (("fit-task", "run/learner", "gone", "--out", "y"), "no such folder"),
     (("fit-task", "run/learner", "new-classes", "--out", "run"), "is there already"),
     (("split", "pictures", "--out", "z", "--tasks", "3"), "cannot be dealt out"),
     (("split", "gone", "--out", "z"), "no such folder"),
-    (("toy", "--seeds", "0"), "--seeds 0"),
-    (("bench", "--batch-size", "0"), "--batch-size 0"),
-    (("bench", "--repeats", "0"), "--repeats 0"),
+    (("toy", "--seeds", "0"), "--seeds"),
+    (("bench", "--batch-size", "0"), "--batch-size"),
+    (("bench", "--repeats", "0"), "--repeats"),
     (("bench", "--num-prompts", "2"), "--num-prompts 2: at least 3"),
-    (("pretrain", "--out", "p", "--steps", "0"), "--steps 0"),
+    (("pretrain", "--out", "p", "--steps", "0"), "--steps"),
     (("bench", "--backbone", "nothing_vit"), "no such model"),
     (("pretrain", "--out", "p", "--photographs", "gone"), "gone"),
     (("pretrain", "--out", "p2", "--characters", "pictures", "--alphabets", "Klingon"), "no alphabet Klingon"),

@@ -134,7 +134,7 @@ def test_prompts_travel_as_a_small_file(small_vit, tmp_path):
     with pytest.raises(UserError, match="5 x 32"):
         PromptedViT.from_timm(small_vit(), 5).load_prompts(tmp_path / "prompts.safetensors")
     (tmp_path / "prompts.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="is not a safetensors file"):
         model.load_prompts(tmp_path / "prompts.safetensors")
 
 
@@ -143,7 +143,7 @@ def test_prompts_travel_as_a_small_file(small_vit, tmp_path):
     [
         (lambda folder: (folder / "learner.json").unlink(), "learner.json is missing"),
         (lambda folder: (folder / "learner.json").write_text("{"), "damaged"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "is not a safetensors file"),
         (
             lambda folder: rewrite(folder, lambda d: d["backbone"].update(num_prompts=9)),
             "num_prompts is 9, this one's is 4",
@@ -213,12 +213,12 @@ def test_bad_tasks_are_refused_before_anything_is_learnt(small_vit):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "--epochs 0: must be at least 1"),
-        ({"batch_size": 0}, "--batch-size"),
-        ({"lr": 0.0}, "--lr 0: must be above 0"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"eta1": 1.5}, "--eta1 1.5"),
-        ({"seed": -1}, "--seed"),
+        ({"epochs": 0}, "epochs: 0 is not"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"lr": 0.0}, "lr: 0 is not above 0"),
+        ({"temperature": float("nan")}, "temperature: nan"),
+        ({"eta1": 1.5}, "eta1: 1.5"),
+        ({"seed": -1}, "seed: -1"),
     ],
 )
 def test_values_that_no_run_could_use_are_refused_at_once(changes, message):
@@ -315,12 +315,12 @@ def test_prompts_work_on_every_family_of_timm(name):
 def test_unknown_models_and_missing_weights_are_one_line(tmp_path):
     with pytest.raises(UserError, match="timm has no such model"):
         PromptedViT.from_timm("vit_tiny_patch99")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="cannot read"):
         NSPLearner(
             None, dataclasses.replace(CONFIG, backbone="vit_tiny_patch16_224", checkpoint=tmp_path / "none.safetensors")
         )
     with pytest.raises(UserError, match="no CLIP model there"):
         NSPLearner(None, dataclasses.replace(CONFIG, backbone=f"clip:{tmp_path}"))
     (tmp_path / "broken.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="not weights of"):
+    with pytest.raises(UserError, match="is not a safetensors file"):
         NSPLearner(None, dataclasses.replace(CONFIG, checkpoint=tmp_path / "broken.safetensors"))

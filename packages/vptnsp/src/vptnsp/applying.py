@@ -1,14 +1,16 @@
 """A saved learner at work: naming pictures, testing itself on a folder, learning one task more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tenfold import UserError
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images
 from tenfold.runs import track
 from vptnsp.backbones import CLIP_PREFIX, class_texts
@@ -39,24 +41,33 @@ def _evaluation(learner: NSPLearner) -> Any:
 
 
 @torch.no_grad()
-def predict_pictures(learner: NSPLearner, place: Path) -> list[Prediction]:
-    """Name every picture below a folder, or one picture.
+def predict_pictures(learner: NSPLearner, place: Path) -> FolderReport[Prediction]:
+    """Name every picture below a folder, or one picture; those of a folder that cannot be read are passed over and noted.
 
     Raises:
-        UserError: no picture there, one that cannot be read, or a learner that has learnt nothing.
+        UserError: no picture there, not one that can be read, or a learner that has learnt nothing.
     """
     if not learner.tasks:
         raise UserError("the learner has learnt nothing yet")
-    paths, transform = list_images(place), _evaluation(learner)
-    read, size = FromFiles(tuple(paths)), learner.config.moment_batch_size
-    found = []
-    for first in track(range(0, len(paths), size), "pictures"):
-        chosen = range(first, min(first + size, len(paths)))
-        shares = learner.logits(torch.stack([transform(read(index)) for index in chosen])).softmax(1).cpu()
-        best = shares.max(1)
-        for index, confidence, column in zip(chosen, best.values.tolist(), best.indices.tolist(), strict=True):
-            found.append(Prediction(str(paths[index]), learner.names[learner.labels[column]], confidence))
-    return found
+    transform, size = _evaluation(learner), learner.config.moment_batch_size
+    named: dict[Path, Prediction] = {}
+    waiting: dict[Path, Tensor] = {}
+
+    def name_waiting() -> None:
+        if waiting:
+            best = learner.logits(torch.stack(list(waiting.values()))).softmax(1).cpu().max(1)
+            for path, confidence, column in zip(waiting, best.values.tolist(), best.indices.tolist(), strict=True):
+                named[path] = Prediction(str(path), learner.names[learner.labels[column]], confidence)
+            waiting.clear()
+
+    def read(path: Path) -> None:
+        waiting[path] = transform(FromFiles((path,))(0))
+        if len(waiting) == size:
+            name_waiting()
+
+    found = work_on_files(track(list_images(place), "pictures"), read, alone=place.is_file())
+    name_waiting()
+    return FolderReport(named, found.skipped)
 
 
 def evaluate_folder(learner: NSPLearner, root: Path) -> dict[str, Any]:
@@ -126,7 +137,7 @@ def fit_folder(
     names = {label: pictures.class_names[index] for index, label in labels.items()}
     texts = None
     if config.backbone.startswith(CLIP_PREFIX):
-        texts = class_texts(config.backbone, list(pictures.class_names), templates)
+        texts = class_texts(config.backbone, list(pictures.class_names), templates, config.revision)
     losses = learner.fit_task(train, stats, list(names), names=names, texts=texts)
     return {"classes": list(pictures.class_names), "pictures": len(pictures.targets), "loss": losses[-1]}
 
@@ -138,7 +149,7 @@ def changed(learner: NSPLearner, **options: Any) -> NSPLearner:
     return learner
 
 
-def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write file, class and confidence as CSV, whole or not at all."""
     import csv
 

@@ -1,6 +1,7 @@
 """`vptnsp` on the command line: parse, call, print."""
 
 import json as json_module
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -9,6 +10,8 @@ from cyclopts import Parameter
 
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.files import check_writable
+from tenfold.options import Count, Positive, Seed, Size
 from vptnsp.config import MethodName, PretrainConfig, TrainConfig
 
 PAPER = Paper(
@@ -32,6 +35,13 @@ app = create_app(
 )
 
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+
+Revision = Annotated[
+    str | None,
+    Parameter(
+        help="Branch, tag or commit of a learner named OWNER/NAME on the Hugging Face Hub; the commit that is used is printed."
+    ),
+]
 
 COLUMNS = {
     "acc_task_mean": "accuracy",
@@ -62,12 +72,38 @@ def _print_methods(results: dict[str, dict[str, Any]]) -> None:
     _print_table(["method", *COLUMNS.values()], rows)
 
 
+def _learner_folder(learner: Path, revision: str | None) -> Path:
+    """The folder of a learner: a local one as it is, a Hub name fetched."""
+    from tenfold.hub import model_folder
+
+    return model_folder(learner, revision, ("learner.json", "model.safetensors", "moments.safetensors"))
+
+
+def _check_result(out: Path | None, inputs: Iterable[Path]) -> None:
+    """Refuse a file for results that cannot be written or that is one of the inputs, before any work.
+
+    Args:
+        out: the file; None where none was asked for.
+        inputs: files, and folders none of whose files may be written.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file to write")
+    check_writable(out)
+    place = out.resolve()
+    if out.exists() and any(
+        place == each.resolve() or (each.is_dir() and place.is_relative_to(each.resolve())) for each in inputs
+    ):
+        raise UserError(f"{out}: is an input and would be overwritten; choose another place")
+
+
 def _print_json(value: Any) -> None:
     print(json_module.dumps(value, indent=2))
 
 
 @verb(app, "vptnsp train --out run --preset tiny", "vptnsp train --out run-seq --preset tiny --method seq --epochs 2")
-def train(options: RunOptions, config: TrainConfig | None = None, *, json: AsJson = False) -> None:
+def train(*, options: RunOptions, config: TrainConfig | None = None, json: AsJson = False) -> None:
     """Learn a stream of tasks: a learner, its accuracy after each task on each task, forgetting.
 
     Presets: tiny (procedural, seconds), small (digits), paper (10-split CIFAR-100), cifar100-20, imagenet-r, domainnet, clip-cifar100.
@@ -110,18 +146,19 @@ def fit_task(
     folder: Path,
     *,
     out: Path,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
+    epochs: Count | None = None,
+    batch_size: Count | None = None,
+    lr: Positive | None = None,
     augmentation: Literal["none", "autoaugment"] = "none",
     templates: Literal["cifar", "imagenet-r", "domainnet"] = "cifar",
-    workers: int = 0,
+    workers: Size = 0,
+    revision: Revision = None,
     json: AsJson = False,
 ) -> None:
     """Teach a saved learner the classes of a folder, as one more task.
 
     Args:
-        learner: The learner's folder.
+        learner: The learner's folder, or its name on the Hugging Face Hub.
         folder: One folder per new class.
         out: The folder of the new learner.
         epochs: Passes over the pictures; by default as the learner learnt before.
@@ -132,13 +169,15 @@ def fit_task(
         workers: Processes that load pictures.
         json: Print the result as JSON.
     """
+    from tenfold.files import atomic_folder
     from vptnsp.applying import changed, fit_folder
     from vptnsp.learner import NSPLearner
 
     _refuse_existing(out)
-    loaded = changed(NSPLearner.load(learner), epochs=epochs, batch_size=batch_size, lr=lr)
+    loaded = changed(NSPLearner.load(_learner_folder(learner, revision)), epochs=epochs, batch_size=batch_size, lr=lr)
     result = fit_folder(loaded, folder, augmentation=augmentation, templates=templates, workers=workers)
-    loaded.save(out)
+    with atomic_folder(out) as temporary:
+        loaded.save(temporary)
     if json:
         _print_json(result)
     else:
@@ -148,21 +187,22 @@ def fit_task(
 def _refuse_existing(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose another --out")
+    check_writable(out)
 
 
 @verb(app, "vptnsp train --out run --preset tiny", "vptnsp eval run/learner test-pictures")
-def eval(learner: Path, folder: Path, *, json: AsJson = False) -> None:  # noqa: A001  # the verb's name
+def eval(learner: Path, folder: Path, *, revision: Revision = None, json: AsJson = False) -> None:  # noqa: A001  # the verb's name
     """Test a saved learner on a folder with one folder per class.
 
     Args:
-        learner: The learner's folder.
+        learner: The learner's folder, or its name on the Hugging Face Hub.
         folder: One folder per class, named as when learnt.
         json: Print the result as JSON.
     """
     from vptnsp.applying import evaluate_folder
     from vptnsp.learner import NSPLearner
 
-    result = evaluate_folder(NSPLearner.load(learner), folder)
+    result = evaluate_folder(NSPLearner.load(_learner_folder(learner, revision)), folder)
     if json:
         _print_json(result)
         return
@@ -175,44 +215,58 @@ def eval(learner: Path, folder: Path, *, json: AsJson = False) -> None:  # noqa:
 
 
 @verb(app, "vptnsp train --out run --preset tiny", "vptnsp predict run/learner picture.png")
-def predict(learner: Path, pictures: Path, *, out: Path | None = None, json: AsJson = False) -> None:
+def predict(
+    learner: Path, pictures: Path, *, out: Path | None = None, revision: Revision = None, json: AsJson = False
+) -> int:
     """Name pictures among all classes learnt so far.
 
+    Pictures of a folder that cannot be read are named on stderr and passed over; the exit code is then 3.
+
     Args:
-        learner: The learner's folder.
+        learner: The learner's folder, or its name on the Hugging Face Hub.
         pictures: A picture, or a folder of them.
         out: Write file, class and confidence to this CSV file.
         json: Print the result as JSON.
     """
+    from tenfold.images import list_images
     from vptnsp.applying import predict_pictures, write_predictions
     from vptnsp.learner import NSPLearner
 
-    found = predict_pictures(NSPLearner.load(learner), pictures)
+    source = _learner_folder(learner, revision)
+    _check_result(out, [source, *list_images(pictures)])
+    found = predict_pictures(NSPLearner.load(source), pictures)
+    named = list(found.results.values())
     if out is not None:
-        write_predictions(out, found)
+        write_predictions(out, named)
     if json:
-        _print_json([asdict(each) for each in found])
+        _print_json([asdict(each) for each in named])
     elif out is not None:
-        print(f"named {len(found)} pictures -> {out}")
+        print(f"named {len(named)} pictures -> {out}")
     else:
         _print_table(
-            ["picture", "class", "confidence"], [[each.file, each.name, f"{each.confidence:.3f}"] for each in found]
+            ["picture", "class", "confidence"], [[each.file, each.name, f"{each.confidence:.3f}"] for each in named]
         )
+    found.show_skipped("vptnsp")
+    return found.exit_code
 
 
 @verb(app, "vptnsp train --out run --preset tiny", "vptnsp inspect run/learner --out spectra.png")
-def inspect(learner: Path, *, out: Path | None = None, json: AsJson = False) -> None:
+def inspect(learner: Path, *, out: Path | None = None, revision: Revision = None, json: AsJson = False) -> None:
     """Show what the projections of a learner do: nullity, kept energy and gains of each layer.
 
     Args:
-        learner: The learner's folder.
+        learner: The learner's folder, or its name on the Hugging Face Hub.
         out: Draw the spectra to this PNG file.
         json: Print the result as JSON.
     """
     from vptnsp.inspection import inspect_learner, plot_inspection
     from vptnsp.learner import NSPLearner
 
-    loaded = NSPLearner.load(learner)
+    source = _learner_folder(learner, revision)
+    if out is not None and out.suffix.lower() != ".png":
+        raise UserError(f"{out}: name a .png file for the picture")
+    _check_result(out, [source])
+    loaded = NSPLearner.load(source)
     reports, spectra = inspect_learner(loaded)
     if out is not None:
         plot_inspection(reports, spectra, out, f"second moments after {len(loaded.tasks)} tasks")
@@ -246,6 +300,7 @@ def demo(*, out: Path = Path("vptnsp-demo"), json: AsJson = False) -> None:
     """
     from vptnsp.demonstration import demonstrate
 
+    check_writable(out / "glyphs.png")
     results = demonstrate(out)
     if json:
         _print_json(results)
@@ -266,8 +321,8 @@ def toy(
         "ranpac",
         "joint",
     ),
-    seeds: int = 3,
-    tasks: int = 5,
+    seeds: Count = 3,
+    tasks: Count = 5,
     json: AsJson = False,
 ) -> None:
     """Compare methods on five tasks of glyphs, mean over seeds: the experiment behind the README's table.
@@ -283,8 +338,6 @@ def toy(
     from vptnsp.demonstration import TOY
     from vptnsp.demonstration import toy as compare_methods
 
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least one is needed")
     results = compare_methods(replace(TOY, tasks=tasks), methods, range(seeds))
     if json:
         _print_json(results)
@@ -293,7 +346,7 @@ def toy(
 
 
 @verb(app, "vptnsp split pictures --tasks 2 --out split")
-def split(folder: Path, *, out: Path, tasks: int = 10, seed: int = 2024, json: AsJson = False) -> None:
+def split(folder: Path, *, out: Path, tasks: Count = 10, seed: Seed = 2024, json: AsJson = False) -> None:
     """Write the order of classes and an 80/20 split of a folder, as files that train understands.
 
     Args:
@@ -317,9 +370,9 @@ def split(folder: Path, *, out: Path, tasks: int = 10, seed: int = 2024, json: A
 def bench(
     *,
     backbone: str = "vptnsp_tiny_patch8_32",
-    num_prompts: int = 4,
-    batch_size: int = 16,
-    repeats: int = 5,
+    num_prompts: Count = 4,
+    batch_size: Count = 16,
+    repeats: Count = 5,
     json: AsJson = False,
 ) -> None:
     """Time a step with and without the method, and the pass that collects second moments; weights are random.
@@ -331,9 +384,8 @@ def bench(
         repeats: How often each is timed.
         json: Print the result as JSON.
     """
-    for name, value, least in (("num-prompts", num_prompts, 3), ("batch-size", batch_size, 1), ("repeats", repeats, 1)):
-        if value < least:
-            raise UserError(f"--{name} {value}: at least {least} {'is' if least == 1 else 'are'} needed")
+    if num_prompts < 3:
+        raise UserError(f"--num-prompts {num_prompts}: at least 3 are needed")
     from vptnsp.benchmarking import measure_costs
     from vptnsp.prompted_vit import PromptedViT
 
@@ -353,7 +405,7 @@ def bench(
 
 
 @verb(app, "vptnsp pretrain --out backbone --steps 2 --batch-size 8 --glyph-classes 4")
-def pretrain(options: RunOptions, config: PretrainConfig | None = None, *, json: AsJson = False) -> None:
+def pretrain(*, options: RunOptions, config: PretrainConfig | None = None, json: AsJson = False) -> None:
     """Pre-train the embedded backbone on glyphs, characters and photographs.
 
     Args:

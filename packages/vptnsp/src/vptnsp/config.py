@@ -1,6 +1,5 @@
 """Configurations of the verbs: plain dataclasses, read without loading torch."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,9 +8,13 @@ from cyclopts import Parameter
 
 from tenfold import UserError
 from tenfold.config import from_dict
+from tenfold.options import Count, NonNegative, Positive, Seed, Share, Size, check_fields
 
 Precision = Literal["auto", "float32"]
 """auto is bf16 autocast where the hardware has it."""
+
+PROMPTS_LIMIT = 4096
+"""Prompts per block: far above any use, far below what fills a memory."""
 
 SEVERAL = Parameter(consume_multiple=True, negative=())
 """`--blocks 0 1` as well as `--blocks 0 --blocks 1`."""
@@ -25,6 +28,7 @@ class LearnerConfig:
     Attributes:
         backbone: A timm VisionTransformer by name, clip:FOLDER-OR-HUB-NAME, or the embedded vptnsp_tiny_patch8_32.
         checkpoint: A file with the backbone's weights, instead of timm's own.
+        revision: Branch, tag or commit of a backbone that comes from the Hugging Face Hub; the commit that is used is printed.
         num_prompts: Prompts per block.
         blocks: Blocks that get prompts, by index; all by default (for CLIP the first four).
         epochs: Passes over each task's data.
@@ -62,23 +66,24 @@ class LearnerConfig:
 
     backbone: str = "vptnsp_tiny_patch8_32"
     checkpoint: Path | None = None
-    num_prompts: int = 4
+    revision: str | None = None
+    num_prompts: Count = 4
     blocks: Annotated[tuple[int, ...], SEVERAL] = ()
-    epochs: int = 10
-    repeats: int = 10
-    batch_size: int = 256
-    lr: float = 0.01
-    prompt_lr: float | None = None
-    weight_decay: float = 5e-5
+    epochs: Count = 10
+    repeats: Count = 10
+    batch_size: Count = 256
+    lr: Positive = 0.01
+    prompt_lr: Positive | None = None
+    weight_decay: NonNegative = 5e-5
     schedule: Literal["official", "paper"] = "official"
-    temperature: float = 28.0
-    ln_weight: float = 1.0
+    temperature: Positive = 28.0
+    ln_weight: NonNegative = 1.0
     ln_reduction: Literal["official", "sum"] = "official"
     projection: Literal["null-space", "equal-norm", "none"] = "null-space"
     consistency: Literal["keys", "inputs"] = "keys"
     conditions: Literal["paper", "exact"] = "paper"
-    eta1: float = 0.97
-    eta2: float = 0.97
+    eta1: Share = 0.97
+    eta2: Share = 0.97
     nullity_mode: Literal["adaptive", "times", "fixed", "energy"] = "adaptive"
     nullity_value: float = 0.0
     prompt_nullity_mode: Literal["adaptive", "times", "fixed", "energy"] = "adaptive"
@@ -87,14 +92,14 @@ class LearnerConfig:
     normalize: Literal["fro", "none"] = "fro"
     accumulate: Literal["sum", "mean"] = "sum"
     weighting: Literal["official", "token"] = "official"
-    moment_batch_size: int = 100
+    moment_batch_size: Count = 100
     head_init: Literal["default", "official"] = "default"
     train_prompts: Literal["always", "first-task"] = "always"
     extendable: bool = True
-    refine_epochs: int = 0
+    refine_epochs: Size = 0
     precision: Precision = "auto"
     evaluation: Literal["stretch", "crop"] = "stretch"
-    seed: int = 2024
+    seed: Seed = 2024
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is computed.
@@ -102,22 +107,14 @@ class LearnerConfig:
         Raises:
             UserError: the option is named.
         """
-        _at_least(self, 1, "num_prompts", "epochs", "repeats", "batch_size", "moment_batch_size")
-        _at_least(self, 0, "refine_epochs", "weight_decay", "ln_weight", "seed")
-        for name in ("eta1", "eta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name):g}: must be in [0, 1]")
-        for name in ("lr", "prompt_lr", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        check_fields(self)
+        if self.num_prompts > PROMPTS_LIMIT:
+            raise UserError(f"num_prompts: {self.num_prompts} are more than {PROMPTS_LIMIT}")
 
 
-def _at_least(config: object, low: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {low}")
+def _at_least_two(config: object, name: str) -> None:
+    if getattr(config, name) < 2:
+        raise UserError(f"{name}: {getattr(config, name)} is too few, at least 2 classes are needed to tell apart")
 
 
 def to_plain(config: LearnerConfig) -> dict[str, Any]:
@@ -172,23 +169,21 @@ class TrainConfig(LearnerConfig):
     root: Path | None = None
     train_list: Path | None = None
     val_list: Path | None = None
-    top_classes: int = 0
-    tasks: int = 5
+    top_classes: Size = 0
+    tasks: Count = 5
     task_file: Path | None = None
     class_names: Path | None = None
     augmentation: Literal["none", "autoaugment"] = "none"
     templates: Literal["cifar", "imagenet-r", "domainnet"] = "cifar"
-    workers: int = 0
-    shift: float = 0.22
-    classes_per_task: int = 4
-    samples_per_class: int = 40
+    workers: Size = 0
+    shift: NonNegative = 0.22
+    classes_per_task: Count = 4
+    samples_per_class: Count = 40
 
     def __post_init__(self) -> None:
         """See `LearnerConfig`."""
         super().__post_init__()
-        _at_least(self, 1, "tasks", "samples_per_class")
-        _at_least(self, 2, "classes_per_task")
-        _at_least(self, 0, "top_classes", "workers", "shift")
+        _at_least_two(self, "classes_per_task")
 
 
 @Parameter(name="*")
@@ -213,17 +208,16 @@ class PretrainConfig:
     characters: Path | None = None
     alphabets: Annotated[tuple[str, ...], SEVERAL] = ()
     photographs: Path | None = None
-    num_photographs: int = 128
-    glyph_classes: int = 96
-    steps: int = 2200
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.05
+    num_photographs: Count = 128
+    glyph_classes: Count = 96
+    steps: Count = 2200
+    batch_size: Count = 128
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.05
     precision: Precision = "float32"
-    seed: int = 2024
+    seed: Seed = 2024
 
     def __post_init__(self) -> None:
         """See `LearnerConfig`."""
-        _at_least(self, 1, "steps", "batch_size", "num_photographs")
-        _at_least(self, 2, "glyph_classes")
-        _at_least(self, 0, "lr", "weight_decay", "seed")
+        check_fields(self)
+        _at_least_two(self, "glyph_classes")

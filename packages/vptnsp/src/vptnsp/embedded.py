@@ -3,15 +3,16 @@
 17 tokens of 128 channels: wide enough that the smoothed nullity rule (128 and more singular values) is the one at work.
 """
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_tensors, write_tensors
 
 EMBEDDED_NAME = "vptnsp_tiny_patch8_32"
 """What the backbone is called in configurations."""
@@ -40,22 +41,23 @@ def load_backbone(path: Path) -> VisionTransformer:
         UserError: no such file, or weights of another architecture.
     """
     model = embedded_architecture()
-    try:
-        weights = load_file(path)
-        model.load_state_dict({name: value.float() for name, value in weights.items()})
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
-    except Exception as error:  # noqa: BLE001  # safetensors raises its own SafetensorError, torch RuntimeError
-        raise UserError(f"{path}: not weights of {EMBEDDED_NAME} ({str(error).splitlines()[0]})") from None
+    load_weights(model, finite(read_tensors(path)[0], path), path)
     return model.eval()
+
+
+def finite(tensors: Mapping[str, Tensor], source: Path) -> Mapping[str, Tensor]:
+    """The tensors as they are.
+
+    Raises:
+        UserError: one holds NaN or infinite values.
+    """
+    for name, each in tensors.items():
+        if not torch.isfinite(each).all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values")
+    return tensors
 
 
 def save_backbone(path: Path, model: VisionTransformer) -> None:
     """Write the backbone without its classifier, in half precision."""
-    kept = {
-        name: value.detach().to(torch.float16).contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith("head.")
-    }
-    with atomic_path(path) as temporary:
-        save_file(kept, temporary)
+    kept = {name: value.to(torch.float16) for name, value in model.state_dict().items() if not name.startswith("head.")}
+    write_tensors(path, kept)

@@ -80,13 +80,22 @@ class SecondMoments:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "SecondMoments":
-        """From what `state_dict` returned."""
+        """From what `state_dict` returned.
+
+        Raises:
+            UserError: something else.
+        """
         by_kind: dict[str, dict[str, Tensor]] = {"C1": {}, "C2": {}}
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if name:
+            if name and kind in by_kind and value.ndim == 2 and value.shape[0] == value.shape[1]:
                 by_kind[kind][name] = value
-        return cls(by_kind["C1"], by_kind["C2"], int(state["num_samples"]))
+            elif key != "num_samples":
+                raise UserError(f"{key} is no second moment")
+        samples = state.get("num_samples")
+        if samples is None or samples.ndim or samples.dtype != torch.long or samples < 1:
+            raise UserError("second moments do not say of how many images they are")
+        return cls(by_kind["C1"], by_kind["C2"], int(samples))
 
 
 def query_gram(queries: Float[Tensor, "b h n d"]) -> Float[Tensor, "h d d"]:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from tenfold import UserError
 from tenfold.data import class_folder, to_tensor, torchvision_set
+from tenfold.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: unreadable, not text, or without a line.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path}: holds no line")
     return lines

@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import load_weights, read_tensors, write_tensors
 from tenfold.runs import RunFolder, autocast, pick_device, seed_everything, track
 from vptnsp.class_banks import CharacterBank, ClassBank, GlyphBank, PhotographBank
 from vptnsp.config import PretrainConfig
@@ -71,9 +69,9 @@ def pretrain(out: Path, config: PretrainConfig, device: str = "auto", resume: bo
     Returns:
         Steps, classes, and the mean training accuracy of the last 100 steps.
     """
+    place = pick_device(device)
     run = RunFolder.create(out, config, resume)
     seed_everything(config.seed)
-    place = pick_device(device)
     banks = open_banks(config)
     model = embedded_architecture(sum(bank.num_classes for bank in banks)).to(place).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -114,24 +112,23 @@ def _store(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
-    with atomic_path(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"step": str(step)})
+    write_tensors(path, tensors, {"step": str(step)})
 
 
 def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    try:
-        with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-        tensors = load_file(path)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: not a checkpoint of pre-training ({error})") from None
-    model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    )
+    tensors, metadata = read_tensors(path)
+    step = metadata.get("step", "")
+    if not (step.isascii() and step.isdecimal()):
+        raise UserError(f"{path}: not a checkpoint of pre-training")
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    load_weights(model, weights, path)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("adam."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+        _, index, key = f"{name}..".split(".", 2)
+        if name.startswith("adam.") and index.isdecimal():
+            state.setdefault(int(index), {})[key.removesuffix("..")] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: the optimizer's state does not fit ({error})") from None
+    return int(step)

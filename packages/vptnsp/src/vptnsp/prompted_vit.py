@@ -12,15 +12,15 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, resolve_model_data_config
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.hub import model_folder
 from vptnsp.clip_tower import ClipBlock, ClipTower
 from vptnsp.embedded import EMBEDDED_NAME, MEAN, STD, embedded_backbone
 from vptnsp.prompts import PromptedAttention, UnsupportedBackboneError
@@ -98,6 +98,7 @@ class PromptedViT(nn.Module):
         blocks: Iterable[int] | None = None,
         pretrained: bool = True,
         allow_qk_norm: bool = False,
+        revision: str | None = None,
         **timm_kwargs: Any,
     ) -> "PromptedViT":
         """Put prompts into a timm VisionTransformer.
@@ -108,12 +109,13 @@ class PromptedViT(nn.Module):
             blocks: which blocks; all by default (VPT-deep), `[0]` for VPT-shallow.
             pretrained: load timm's pre-trained weights (from its cache, or the network).
             allow_qk_norm: accept models that normalise queries and keys.
-            timm_kwargs: handed to `timm.create_model`, such as `img_size` or `checkpoint_path`.
+            revision: branch, tag or commit of the weights on the Hub; the commit that is used is printed.
+            timm_kwargs: handed to `timm.create_model`, such as `img_size`.
 
         Raises:
             UnsupportedBackboneError: not such a model.
         """
-        model, name = _timm_model(name_or_model, pretrained, timm_kwargs)
+        model, name = timm_model(name_or_model, pretrained, timm_kwargs, revision)
         layers = getattr(model, "blocks", None)
         if not isinstance(layers, nn.Sequential | nn.ModuleList):
             raise UnsupportedBackboneError(
@@ -203,8 +205,7 @@ class PromptedViT(nn.Module):
 
     def save_prompts(self, path: Path) -> None:
         """Write the prompts as a small safetensors file that names its backbone."""
-        with atomic_path(path) as temporary:
-            save_file(self.prompt_state_dict(), temporary, {"backbone": self.name})
+        write_tensors(path, self.prompt_state_dict(), {"backbone": self.name})
 
     def load_prompts(self, path: Path) -> None:
         """Attach prompts that `save_prompts` wrote.
@@ -212,12 +213,8 @@ class PromptedViT(nn.Module):
         Raises:
             UserError: unreadable, or made for another backbone.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                made_for = (file.metadata() or {}).get("backbone", "?")
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: not readable as prompts ({error})") from None
+        state, metadata = read_tensors(path)
+        made_for = metadata.get("backbone", "?")
         if made_for != self.name:
             raise UserError(f"{path}: made for {made_for}, this backbone is {self.name}")
         self.load_prompt_state_dict(state)
@@ -228,7 +225,23 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{' and '.join(' x '.join(map(str, kind)) for kind in kinds)} in {', '.join(shapes) or 'no block'}"
 
 
-def _timm_model(name_or_model: str | nn.Module, pretrained: bool, kwargs: Mapping[str, Any]) -> tuple[nn.Module, str]:
+def timm_model(
+    name_or_model: str | nn.Module,
+    pretrained: bool,
+    kwargs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+) -> tuple[nn.Module, str]:
+    """A timm model, and what to call it.
+
+    Args:
+        name_or_model: a name of timm's registry, the embedded backbone's, or a model.
+        pretrained: load its weights, from the cache or the Hub.
+        kwargs: handed to `timm.create_model`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: no such model, or no such weights.
+    """
     if isinstance(name_or_model, nn.Module):
         config = getattr(name_or_model, "pretrained_cfg", None) or {}
         return name_or_model, config.get("architecture") or type(name_or_model).__name__
@@ -239,10 +252,22 @@ def _timm_model(name_or_model: str | nn.Module, pretrained: bool, kwargs: Mappin
             ", ".join(timm.list_models(f"*{name_or_model.split('.')[0][:12]}*")[:5]) or "see timm.list_models('vit_*')"
         )
         raise UserError(f"{name_or_model}: timm has no such model; {near}, or the embedded {EMBEDDED_NAME}")
+    overlay = _at_commit(name_or_model, revision) if pretrained else {}
     try:
-        return timm.create_model(name_or_model, pretrained=pretrained, num_classes=0, **kwargs), name_or_model
+        return timm.create_model(name_or_model, pretrained=pretrained, num_classes=0, **overlay, **(kwargs or {})), (
+            name_or_model
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name_or_model}: cannot load the weights ({_first_line(error)})") from None
+
+
+def _at_commit(name: str, revision: str | None) -> dict[str, Any]:
+    """Options that make timm load the weights of one commit of the Hub, which is fetched and printed; none for weights from elsewhere."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return {}
+    commit = model_folder(config.hf_hub_id, revision, ("*.json", "*.safetensors")).name
+    return {"pretrained_cfg_overlay": {"hf_hub_id": f"{config.hf_hub_id}@{commit}"}}
 
 
 def _first_line(error: BaseException) -> str:

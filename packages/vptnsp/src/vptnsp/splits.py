@@ -1,10 +1,11 @@
 """Writing a split down, so that others can use the very same one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold import UserError
-from tenfold.files import write_text
-from vptnsp.pictures import FromFiles, read_folder, stratified_split
+from tenfold.files import atomic_folder, write_text
+from vptnsp.pictures import FromFiles, LabelledPictures, read_folder, stratified_split
 from vptnsp.streams import class_order
 
 
@@ -23,9 +24,15 @@ def write_split(folder: Path, out: Path, tasks: int, seed: int) -> list[list[str
     if any("\t" in name for task in order for name in task):
         raise UserError(f"{folder}: a class folder has a tab in its name")
     everything = pictures.read.paths
-    for name, part in zip(("train", "val"), stratified_split(pictures, seed), strict=True):
+    parts = stratified_split(pictures, seed)
+    with atomic_folder(out) as temporary:
+        _write_parts(temporary, folder, everything, parts)
+        write_text(temporary / "tasks.tsv", "".join("\t".join(task) + "\n" for task in order))
+    return order
+
+
+def _write_parts(out: Path, folder: Path, everything: Sequence[Path], parts: Sequence[LabelledPictures]) -> None:
+    for name, part in zip(("train", "val"), parts, strict=True):
         assert part.indices is not None
         chosen = [everything[index].relative_to(folder).as_posix() for index in part.indices]
         write_text(out / f"{name}.txt", "".join(f"{path}\n" for path in chosen))
-    write_text(out / "tasks.tsv", "".join("\t".join(task) + "\n" for task in order))
-    return order

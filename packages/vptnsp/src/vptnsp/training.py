@@ -1,6 +1,5 @@
 """A stream of tasks from the first to the last: learn, test on all tasks so far, remember (paper Alg. 1, §5)."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -157,7 +156,7 @@ def _texts(config: TrainConfig, stream: Stream) -> Float[Tensor, "c e"] | None:
             raise UserError(f"{config.class_names}: {len(lines)} names for {len(names)} classes")
         lines_of = dict(zip(natural(set(names)), lines, strict=True))
         names = [lines_of[name] for name in names]
-    return class_texts(config.backbone, names, config.templates)
+    return class_texts(config.backbone, names, config.templates, config.revision)
 
 
 def compare(config: TrainConfig, methods: Mapping[str, Any] | list[str]) -> dict[str, dict[str, Any]]:
@@ -205,7 +204,7 @@ def train(out: Path, config: TrainConfig, device: str = "auto", resume: bool = F
     if not accelerator.is_main_process:
         run = RunFolder(Path(out))
     if run.is_finished:
-        return json.loads((run.path / "result.json").read_text(encoding="utf-8"))
+        return run.result()
     chosen = for_method(config)
     if config.method in CLOSED_FORM:
         result = run_closed_form(chosen, accelerator.device)
