@@ -19,7 +19,7 @@ from PIL import Image
 
 from fairfd import forging
 from fairfd.building import build
-from fairfd.crew import end_with_parent, work_off
+from fairfd.crew import end_with_parent, undisturbed, work_off
 from fairfd.faces import write_drawn_faces
 from fairfd.forgers import ForgeResult, SkippedFaceError, create_forger
 from fairfd.journal import Journal
@@ -445,3 +445,24 @@ def test_workers_end_with_a_parent_that_was_killed():
     assert select.select([reader], [], [], 60)[0]
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_the_workers_are_started(number):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def start_workers():
+        with undisturbed():
+            signal.raise_signal(number)
+            done.append("all of the block")
+
+    done = []
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_workers()
+        assert done
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)

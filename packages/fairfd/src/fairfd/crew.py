@@ -61,7 +61,8 @@ def work_off(work: Callable[[Job], Result], jobs: Sequence[Job], pool: Executor 
             f"the forgers cannot be sent to worker processes ({error}); define them in a module, or use workers=1"
         ) from error
     try:
-        futures = [pool.submit(work, job) for job in jobs]
+        with undisturbed():
+            futures = [pool.submit(work, job) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
@@ -78,6 +79,30 @@ def _here(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result
             yield work(job)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block.
+
+    Workers are started while jobs are handed over: the server that starts them would print a traceback about a request
+    that was broken off. Outside the main thread, which alone is interrupted, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def _start() -> None:
