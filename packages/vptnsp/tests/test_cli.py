@@ -1,28 +1,30 @@
 """The command line end to end, its examples, and what it says to bad input (specification §11, §13)."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file
 
 from tenfold import UserError
-from tenfold.cli import examples_of
+from tenfold.cli import examples_of, run
+from tenfold.config import load_preset
+from vptnsp.backbones import build_backbone
 from vptnsp.cli import app
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from vptnsp.config import TrainConfig
 
 
 def call(*arguments: str) -> int:
     """The same command line in this process: importing torch again would cost seconds each time."""
-    from tenfold.cli import run
-
     with pytest.raises(SystemExit) as left:
         run(app, list(arguments))
     return left.value.code
@@ -147,26 +149,34 @@ def test_a_split_is_what_train_reads(workplace, monkeypatch, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_two_processes_learn_the_same_as_one(workplace):
-    """Batches divide evenly here, so that both see the same means; only the first process writes and prints."""
-    shared = ["--preset", "tiny", "--tasks", "2", "--epochs", "2", "--json"]
-    launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vptnsp", "train", "--out", "two", *shared],
-        cwd=workplace, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert launched.returncode == 0, launched.stderr[-2000:]
-    assert json.loads(launched.stdout)["processes"] == 2
-    one, two = (json.loads((workplace / run / "result.json").read_text()) for run in ("run", "two"))
-    assert two["final_loss"] == pytest.approx(one["final_loss"], abs=1e-3)
-    from safetensors.torch import load_file
+def call_in_this_process(place, arguments) -> None:
+    AcceleratorState._reset_state(True)  # the parent's state came along with the fork
+    torch.set_num_threads(1)
+    with contextlib.chdir(place):
+        run(app, arguments)
 
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher for tests forks")
+def test_two_processes_learn_the_same_as_one(workplace, capfd):
+    """Batches divide evenly here, so that both see the same means; only the first process writes and prints."""
+    arguments = ["train", "--out", "two", "--preset", "tiny", "--tasks", "2", "--epochs", "2", "--json"]
+    debug_launcher(call_in_this_process, (workplace, arguments), num_processes=2)
+    assert json.loads(capfd.readouterr().out)["processes"] == 2
+    one, two = (json.loads((workplace / run / "result.json").read_text()) for run in ("run", "two"))
+    assert two["final_loss"] == pytest.approx(one["final_loss"], rel=0.01)
+    config = load_preset("vptnsp", "tiny", TrainConfig)
+    start = {f"prompts.{name}": each.detach() for name, each in build_backbone(config).prompts().items()}
     one, two = (load_file(workplace / run / "learner" / "model.safetensors") for run in ("run", "two"))
+    assert one.keys() == two.keys() >= start.keys()
     for name, value in one.items():
-        # As a norm: Adam divides an entry's gradient by its own size, so that one which is rounding alone moves by rounding.
-        assert (two[name] - value).norm() < 1e-3 * value.norm(), name
+        # Gradients are the same sums in another order: relative errors far below a per cent. Where a gradient is next to
+        # nothing Adam enlarges them, but not its step; a process that is left out changes half of every step.
+        change = value - start.get(name, torch.zeros(()))
+        assert (two[name] - value).norm() <= 0.01 * change.norm(), name
     first, second = (load_file(workplace / run / "learner" / "moments.safetensors") for run in ("run", "two"))
     for name, value in first.items():
-        np.testing.assert_allclose(second[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+        # Sums over the pictures of both processes; what prompts a per cent of their change apart do to them is less.
+        assert (second[name] - value).float().norm() <= 0.01 * value.float().norm(), name
 
 
 def test_pretraining_writes_a_backbone_and_resumes_to_the_same_weights(workplace, monkeypatch):
