@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -109,7 +109,7 @@ def learn(
     import torch
     from accelerate import PartialState
 
-    from instructbrush.instruction import Instruction
+    from instructbrush.instruction import Instruction, check_size
     from instructbrush.learning import initial_text, learn_instruction
     from instructbrush.pairs import named_pairs, readable_pairs
     from instructbrush.phrases import read_bank
@@ -118,16 +118,15 @@ def learn(
         raise UserError(f"--out {out}: an instruction is a .safetensors file")
     if options.resume and options.run_folder is None:
         raise UserError("--resume: name the run to continue with --run-folder")
-    _writable(out)
     _held(base)
     files = named_pairs(pictures)
-    if out.resolve() in {path.resolve() for pair in files for path in pair}:
-        raise UserError(f"--out {out}: is an input and would be overwritten; choose another name")
+    _writable(out, (path for pair in files for path in pair))
     editor = _editor(base, options.device)
     if not editor.embedded and options.preset != "paper" and options.config is None and recipe.learning_rate > 0.01:
         raise UserError(
             f"--base {base.base}: the preset {options.preset} is for the embedded editor; add --preset paper"
         )
+    check_size(editor.pipe, size or editor.size)
     pairs, checked = readable_pairs(files, size or editor.size, fit)
     phrases = read_bank(bank, tiny=editor.embedded)
     clip = editor.clip if init in ("phrases", "caption") or recipe.method == "visii" else None
@@ -175,12 +174,14 @@ def _editor(base: BaseOptions, device: str):  # its type needs torch
     return load_editor(base, device)
 
 
-def _writable(path: Path) -> None:
-    """Find out before the work whether a file can be written."""
+def _writable(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Find out before the work whether a file can be written, and is none that is read."""
     from tenfold.files import check_writable
 
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file to write")
+    if path.resolve() in {each.resolve() for each in inputs}:
+        raise UserError(f"{path}: is an input and would be overwritten; choose another name")
     check_writable(path)
 
 
@@ -302,9 +303,10 @@ def eval(  # noqa: A001  # the verb's name
     from tenfold.files import write_text
     from tenfold.perceptual import lpips_network
 
+    files = named_pairs(pictures)
     if json is not None:
-        _writable(json)
-    learnt, files = _load(instruction), named_pairs(pictures)
+        _writable(json, [instruction, *(path for pair in files for path in pair)])
+    learnt = _load(instruction)
     editor = _editor(base, device)
     _warn_of_another_base(learnt, editor)
     pairs, checked = readable_pairs(files, editor.size, fit)
@@ -381,7 +383,9 @@ def show(
     """
     from instructbrush.inspection import describe
     from instructbrush.instruction import Instruction
+    from tenfold.runs import pick_device
 
+    pick_device(device)  # one that is not there is a mistake, also where nothing is computed
     learnt, start = _load(instruction), None
     if distance:
         pipe = _editor(base, device).pipe
@@ -593,6 +597,8 @@ def report(folder: Path, *, json: Path | None = None) -> None:
     from instructbrush.benchmarking import as_json, read_rows, summarise
     from tenfold.files import write_text
 
+    if json is not None:
+        _writable(json)
     if json is not None:
         _writable(json)
     rows = read_rows(folder)
