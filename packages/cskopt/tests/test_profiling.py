@@ -1,8 +1,5 @@
 """Memory and multiply-adds: measured bytes are the formula's, to the byte (specification §6, §12, §14)."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +8,7 @@ from torchvision.models import mobilenet_v2, resnet18
 from cskopt.accounting import layer_costs
 from cskopt.configuration import CsKOConfig
 from cskopt.networks import CompactResNet
-from cskopt.profiling import count_macs, measure_saved_bytes, peak_allocated, profile_training
+from cskopt.profiling import count_macs, measure_saved_bytes, peak_allocated, peak_rss, profile_training
 from cskopt.schemes import SCHEMES, compare_schemes, scheme_model
 from cskopt.wrapping import wrap
 from tenfold import UserError
@@ -49,7 +46,7 @@ def test_where_the_bytes_are_is_known_by_layer(resnet_batch: tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("make", [lambda: CompactResNet(10), lambda: mobilenet_v2(num_classes=10)])
+@pytest.mark.parametrize("make", [lambda: CompactResNet(10), lambda: mobilenet_v2(num_classes=10, width_mult=0.25)])
 def test_measured_bytes_and_multiply_adds_are_those_of_the_formula(make: object, scheme: str) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,))
@@ -89,10 +86,9 @@ def test_the_allocation_peak_is_exact_and_resident_memory_is_measured_where_linu
         del second
 
     assert peak_allocated(allocate, torch.device("cpu")) == (4 * 1500, None)
-    # A process of its own: one that has held more before serves the step from pages it kept.
-    code = "import torch; from cskopt.profiling import peak_rss; print(peak_rss(lambda: torch.ones(8_000_000).sum().item() and None))"
-    kept = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert kept == "None" or int(kept) > 20_000_000
+    # 48 MB: glibc maps blocks above 32 MiB anew, so that they are never served from pages that the process kept.
+    kept = peak_rss(lambda: torch.ones(12_000_000).sum().item() and None)
+    assert kept is None or kept > 20_000_000
 
 
 def test_what_cannot_be_profiled_is_refused() -> None:
@@ -101,4 +97,4 @@ def test_what_cannot_be_profiled_is_refused() -> None:
     with pytest.raises(UserError, match="--schemes best"):
         compare_schemes("compact", ["best"], 16, 2)
     with pytest.raises(UserError, match="--image-size 1"):
-        compare_schemes("vgg11", ["head"], 1, 1)
+        compare_schemes("compact", ["full"], 1, 1)  # nothing to normalise a batch of one value by

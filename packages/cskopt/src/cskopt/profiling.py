@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cskopt.accounting import LayerCost, PredictedMemory, layer_costs, predict_memory
@@ -232,12 +232,12 @@ def peak_allocated(step: Callable[[], None], device: torch.device) -> tuple[int,
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
         return peak, peak
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    # Not `torch.profiler`: its profile imports torch's compilers, seconds in which nothing is measured.
+    with _quiet_stderr(), profile(profile_memory=True, use_kineto=True) as record:
         step()
-    results = record.profiler.kineto_results if record.profiler else None
-    if results is None:
+    if record.kineto_results is None:
         raise RuntimeError("the profiler gave no record")
-    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted((e for e in record.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     level = peak = 0
     for event in events:
         level += event.nbytes()
