@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,7 @@ def crew(workers: int) -> Generator[Executor | None]:
     if "forkserver" in methods:
         # torch is imported once, not by every worker.
         context.set_forkserver_preload(["fairfd.forging"])
+        _start_server()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
     try:
         yield pool
@@ -101,13 +103,31 @@ def undisturbed() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if caught:
-        signal.raise_signal(caught[0])
+        # Before what the interrupt may have done to the block, such as workers that are gone.
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def _start_server() -> None:
+    """Start the server of the workers deaf to Ctrl-C and SIGTERM, which a terminal sends to all of its processes.
+
+    It would end with a traceback while it imports torch, and leave the parent without an answer.
+    """
+    # Its start, which is part of the server's, would unblock both.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start() -> None:
     """A worker: one torch thread; Ctrl-C is for the parent, which lets running jobs end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        # Blocked in the server that this process is a fork of.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 
