@@ -71,25 +71,21 @@ def intensity_study(
     Raises:
         UserError: no classes are left after the base.
     """
-    order = class_order(len(corpus.classes), replace(config, increment=0))
     accelerator = make_accelerator(device)
-    if checkpoint is None:
+    known = None if checkpoint is None else IncrementalLearner.load(checkpoint, accelerator=accelerator)
+    base_classes = config.base_classes if known is None else known.classes_seen
+    order = class_order(len(corpus.classes), replace(config, base_classes=base_classes, increment=0))
+    if len(order.sessions) < 2:
+        raise UserError("no classes are left after the base: lower --base-classes")
+    if known is None:
         seed_everything(config.seed)
         base = SessionPictures(corpus.train, order, order.labels_of(0), corpus, config.augment)
         model = train_base(build_model(config.model, config.base_classes), base, config, accelerator)
     else:
-        model = IncrementalLearner.load(checkpoint, accelerator=accelerator).plain_model().to(accelerator.device)
-        order = _order_after(checkpoint, len(corpus.classes), config)
-    if len(order.sessions) < 2:
-        raise UserError("no classes are left after the base: lower --base-classes")
+        model = known.plain_model().to(accelerator.device)
     learner = IncrementalLearner(model, method=method_named("full"), accelerator=accelerator)
     plain = learner.plain_model().to(accelerator.device)
     return intensity_of_new_classes(plain, corpus, order, config, accelerator.device)
-
-
-def _order_after(checkpoint: Path, classes: int, config: TrainConfig) -> ClassOrder:
-    seen = IncrementalLearner.load(checkpoint).classes_seen
-    return class_order(classes, replace(config, base_classes=seen, increment=0))
 
 
 def intensity_of_new_classes(
