@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import select
 import signal
 from collections import Counter, defaultdict
@@ -26,7 +27,7 @@ from fairfd.journal import Journal
 from fairfd.manifest import REAL, Manifest, Sample, file_sha256
 from fairfd.pairing import derangement, driving_images, partner_map, seeded
 from tenfold.data import embedded_pictures
-from tenfold.errors import UserError
+from tenfold.errors import RunLocked, UserError
 from tenfold.images import read_image, write_image
 
 SIZE = 40
@@ -282,6 +283,18 @@ def test_a_build_that_never_had_an_image_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="images are missing"):
         build(manifest, tmp_path / "out", ("self_blend",), workers=1, size=SIZE)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_do_not_build_in_one_folder(pristine, tmp_path):
+    out = tmp_path / "out"
+    build(pristine, out, ("self_blend",), workers=1, size=SIZE)
+    before = content(out)
+    # As another living process on this machine would leave it: the parent of this one.
+    (out / "run.lock").write_text(f"{os.getppid()}\n{platform.node()}\n")
+    with pytest.raises(RunLocked, match="works on this run"):
+        build(pristine, out, ("self_blend", "region_edit"), workers=1, size=SIZE)
+    (out / "run.lock").unlink()
+    assert content(out) == before
 
 
 def test_photographs_are_cropped_and_refused_otherwise(tmp_path):

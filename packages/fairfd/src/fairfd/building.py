@@ -32,7 +32,7 @@ from fairfd.plan import BuildConfig, Plan, make_plan, open_folder, provenance, w
 from fairfd.samples import REAL, Sample, few, meta_of
 from tenfold.errors import UserError
 from tenfold.files import remove_stale
-from tenfold.runs import track
+from tenfold.runs import lock_run, track, unlock_run
 
 DEFAULT_APPROACHES = ("landmark_swap", "self_blend", "warp_reenact", "region_edit", "gan_upsample_sim")
 """The approaches that need nothing but the images."""
@@ -81,18 +81,22 @@ def build(
 
     Raises:
         UserError: see `Manifest.verify`; nobody to pair a person with; unreadable images; an approach that skipped too
-            many faces of a group; a folder that holds something else.
+            many faces of a group; a folder that holds something else, or that another process works on.
     """
     config = BuildConfig(seed, size, format, quality, balance, crop, ratios, allow_skips, skip_bad)
     plan = make_plan(manifest, Path(out), approaches, config, workers)
     is_new = not plan.out.exists()
     open_folder(plan, resume)
+    lock_run(plan.out)
     try:
         return _build(plan)
     except UserError:
+        unlock_run(plan.out)
         if is_new:
             withdraw(plan.out)
         raise
+    finally:
+        unlock_run(plan.out)
 
 
 def _build(plan: Plan) -> Manifest:
