@@ -1,4 +1,4 @@
-"""The workflows: what they run exists, what they promise is written, and their shell does what it says."""
+"""The workflows and `.ci/run`: what they run exists, what they promise is written, and their shell does what it says."""
 
 import itertools
 import json
@@ -288,3 +288,29 @@ def test_dependabot_looks_after_the_actions_and_the_lock() -> None:
         "github-actions": "weekly",
         "uv": "weekly",
     }
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["uv on the path", "uv as a module only"])
+def test_what_must_be_green_is_run_to_its_end(installed: bool, root: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    note = f'echo "${{ONEDNN_MAX_CPU_ISA:-}} $*" >> {shlex.quote(str(calls))}'
+    name, script = ("uv", note) if installed else ("python3", f'if [ "$1 $2" = "-m uv" ]; then shift 2; {note}; fi')
+    stub(tmp_path / "bin", name, script)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    if not installed and shutil.which("uv", path=path):
+        pytest.skip("uv is installed with the system")
+    done = shell(str(root / ".ci/run"), tmp_path, PATH=path)
+    assert done.returncode == 0, done.stderr
+    *before, last = calls.read_text().splitlines()
+    assert [each.strip() for each in before] == [
+        "sync --locked",
+        "run --locked ruff check",
+        "run --locked ruff format --check",
+        "run --locked ty check",
+        "run reproduce",
+        "run pytest",
+    ]
+    setting, *words = last.split()
+    assert (setting, words[:3]) == ("AVX2", ["run", "--locked", "pytest"])
+    assert [Path(each).parts[1] for each in words[3:]] == packages(root)
+    assert all((root / each).is_file() for each in words[3:])
