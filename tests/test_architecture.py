@@ -1,11 +1,12 @@
 """The house: which way the arrows point, what is declared, what may not be written."""
 
 import ast
-import importlib
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CARRIERS = {"scikit-image", "scikit-learn"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "constants"}
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """The top-level modules that a file imports anywhere, standard library apart."""
     found = set()
@@ -37,6 +39,12 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.split(".")[0])
     return found - sys.stdlib_module_names
+
+
+@functools.cache
+def providers() -> Mapping[str, list[str]]:
+    """The distributions of each top-level module."""
+    return importlib.metadata.packages_distributions()
 
 
 def normal(name: str) -> str:
@@ -62,11 +70,10 @@ def test_the_shared_package_imports_no_paper(root: Path) -> None:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported(member: Any) -> None:
-    providers = importlib.metadata.packages_distributions()
     used: set[str] = set()
     for path in member.files:
         for module in imports_of(path) - {member.module}:
-            names = {normal(name) for name in providers.get(module, [module])}
+            names = {normal(name) for name in providers().get(module, [module])}
             assert names & declared(member.project), f"{path}: {module} is not declared"
             used |= names
     unused = {normal(re.split(r"[\s\[<>=!~;]", line, maxsplit=1)[0]) for line in member.project["dependencies"]} - used
@@ -79,28 +86,6 @@ def test_method_modules_know_nothing_of_the_command_line(package: Any) -> None:
         if path.name not in {"cli.py", "__main__.py"}:
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"^\s*from (tenfold|\w+)\.cli import|^\s*import \w+\.cli\b", text, re.MULTILINE), path
-
-
-def test_public_names_are_the_stub_and_all_of_them_resolve(member: Any) -> None:
-    stub = member.source / "__init__.pyi"
-    if member.module == "reproduce":
-        pytest.skip("the benchmarks have no public API")
-    names = [
-        alias.asname or alias.name
-        for node in ast.parse(stub.read_text()).body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    ]
-    module = importlib.import_module(member.module)
-    assert names
-    for name in names:
-        assert getattr(module, name) is not None
-    # A module of the same name would take the place of the function once it is imported.
-    functions = {name for name in names if callable(getattr(module, name))}
-    modules = {path.stem for path in member.source.glob("*.py")} | {
-        path.name for path in member.source.iterdir() if path.is_dir()
-    }
-    assert not functions & modules
 
 
 def test_nothing_is_unpickled(member: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from reproduce.uv import uv
 
@@ -37,6 +38,8 @@ def test_the_metadata_names_the_shared_package_by_range(package: Any, wheels: di
     needs = about.get_all("Requires-Dist") or []
     assert [each for each in needs if each.startswith("tenfold")] == ["tenfold>=0.1,<0.2"]
     assert not [each for each in needs if "@" in each or "file:" in each]
+    always = {Requirement(each) for each in needs if "extra" not in each}
+    assert always == {Requirement(each) for each in package.project["dependencies"]}
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.11"
     assert len(str(about.get_payload())) > 2000, "the README is the package's page"
