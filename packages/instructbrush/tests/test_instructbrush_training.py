@@ -60,7 +60,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, m
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    config = replace(QUICK, steps=60, batch_size=8, learning_rate=3e-3, log_every=10, save_every=60)
+    config = replace(QUICK, steps=30, batch_size=8, learning_rate=1e-2, log_every=6, save_every=30)
     train([], config, tmp_path / "run", device="cpu")
     losses = [line["editor"] for line in RunFolder(tmp_path / "run").lines() if "editor" in line]
     assert losses[-1] < 0.92 * losses[0]

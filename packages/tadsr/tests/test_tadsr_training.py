@@ -26,7 +26,7 @@ from tadsr.training import distill, train_teacher
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.images import write_image
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, seed_everything
 
 COMMON = {
     "batch_size": 2,
@@ -373,6 +373,11 @@ debug_launcher(lambda: train_teacher([Path({str(photos)!r})], recipe, Path({str(
     done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(teacher), weights(Path(tmp_path / "run"))
-    for key, value in one.items():
-        if key.startswith(("unet.", "ema.")):
-            torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3)
+    seed_everything(COMMON["seed"])
+    start = create_network("tiny")[0].state_dict()
+    for key, value in start.items():
+        for name in (f"unet.{key}", f"ema.{key}"):
+            # Gradients are the same sums in another order: relative errors far below a per cent. Where a gradient is next to
+            # nothing Adam enlarges them, but not its step; a process that is left out changes half of every step.
+            assert (two[name] - one[name]).norm() <= 0.01 * (one[name] - value).norm(), name
+    assert not same(start, {key: one[f"unet.{key}"] for key in start})
