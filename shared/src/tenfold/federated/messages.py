@@ -68,11 +68,12 @@ def watch_replies(grid: Any) -> None:
     Args:
         grid: of Flower, made for this run: its `push_messages` and `pull_messages` are replaced.
     """
-    push: Callable[[list[Any]], Iterable[str]] = grid.push_messages
+    # Flower gives None in place of the name of a message that could not be sent.
+    push: Callable[[list[Any]], Iterable[str | None]] = grid.push_messages
     pull: Callable[[list[str]], Iterable[Any]] = grid.pull_messages
     asked: dict[str, int] = {}
 
-    def push_and_remember(messages: Iterable[Any]) -> list[str]:
+    def push_and_remember(messages: Iterable[Any]) -> list[str | None]:
         sent = list(messages)
         names = list(push(sent))
         asked.update({name: each.metadata.dst_node_id for name, each in zip(names, sent, strict=False) if name})
