@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tenfold.config import load_preset
 from vptnsp.backbones import build_backbone
 from vptnsp.cli import app
 from vptnsp.config import TrainConfig
+from vptnsp.training import compare
 
 
 def call(*arguments: str) -> int:
@@ -210,6 +212,10 @@ def test_the_demo_draws_pictures(workplace, monkeypatch, capsys):
 
     # The rivals are the same loop again; three rows are enough here.
     monkeypatch.setattr(demonstration, "DEMO_METHODS", ("nsp2", "seq", "ncm"))
+    # So is a fifth of the pictures.
+    monkeypatch.setattr(
+        demonstration, "compare", lambda config, names: compare(replace(config, samples_per_class=4, epochs=2), names)
+    )
     monkeypatch.chdir(workplace)
     assert call("demo", "--out", "demo") == 0
     assert {path.name for path in (workplace / "demo").iterdir()} == {

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
 from tenfold.runs import RunFolder
+from vptnsp import training
 from vptnsp.closed_form import NearestClassMean, RandomProjectionRidge
 from vptnsp.config import LearnerConfig, TrainConfig
 from vptnsp.heads import TaskHeads
@@ -66,19 +67,29 @@ def test_a_stream_resumed_after_any_epoch_ends_the_same(tmp_path, monkeypatch, c
     run = RunFolder.create(folder, config)
     original, calls = NSPLearner.run_epoch, []
 
-    def interrupted(self, training, loader):
-        calls.append(training.epoch)
+    def interrupted(self, task, loader):
+        calls.append(task.epoch)
         if len(calls) in (2, 5):
             raise KeyboardInterrupt
-        return original(self, training, loader)
+        return original(self, task, loader)
 
     monkeypatch.setattr(NSPLearner, "run_epoch", interrupted)
-    for _ in range(2):
+    drift = training.feature_drift
+
+    def interrupted_at_the_end(*features):
+        calls.append("end")
+        if calls.count("end") == 1:
+            raise KeyboardInterrupt
+        return drift(*features)
+
+    monkeypatch.setattr(training, "feature_drift", interrupted_at_the_end)
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run_prompts(config, None, run)
     _, resumed = run_prompts(config, None, run)
     # Each interruption repeated the epoch that it cut off, and no other.
-    assert len(calls) == 3 * config.epochs + 2
+    assert len(calls) == 3 * config.epochs + 2 + calls.count("end")
+    assert straight["nullities"]
     for key in ("matrix", "drift", "final_loss", "nullities"):
         assert resumed[key] == straight[key], key
     assert [line["step"] for line in run.lines()] == list(range(1, 7))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from vptnsp.config import LearnerConfig
 from vptnsp.learner import NSPLearner
@@ -114,9 +114,12 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     # The profiler of some builds chats on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    # Not `torch.profiler`: its profile imports torch's compilers, seconds in which nothing is measured.
+    with profile(profile_memory=True, use_kineto=True) as record:
         call()
-    events = record.profiler.kineto_results.events()
+    if record.kineto_results is None:
+        raise RuntimeError("the profiler gave no record")
+    events = record.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(itertools.accumulate((size for _, size in changes), initial=0)) / 2**20
 

@@ -12,6 +12,7 @@ from tenfold.config import from_dict
 from vptnsp.clip_head import ClipHead
 from vptnsp.evaluation import StreamRecord, to_lists, to_matrix
 from vptnsp.learner import NSPLearner
+from vptnsp.projections import Nullity
 from vptnsp.storage import learner_tensors, moment_tensors, restore, restore_moments, texts_of
 from vptnsp.task import TaskTraining
 
@@ -46,6 +47,7 @@ class _Notes:
         accuracy: see `StreamRecord`.
         aware: see `StreamRecord`.
         num_samples: see `StreamRecord`.
+        nullities: of the projections in use, by layer.
     """
 
     tasks: list[list[int]]
@@ -56,6 +58,7 @@ class _Notes:
     accuracy: list[list[float | None]]
     aware: list[list[float | None]]
     num_samples: list[int]
+    nullities: dict[str, Nullity] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, learner: NSPLearner, state: StreamState, training: TaskTraining | None) -> None:
@@ -82,6 +85,7 @@ def save_checkpoint(path: Path, learner: NSPLearner, state: StreamState, trainin
         accuracy=to_lists(state.record.accuracy),
         aware=to_lists(state.record.aware),
         num_samples=state.record.num_samples.tolist(),
+        nullities=dict(learner.nullities),
     )
     write_tensors(path, tensors, {"stream": json.dumps(asdict(notes))})
 
@@ -113,8 +117,11 @@ def load_checkpoint(path: Path, learner: NSPLearner) -> tuple[StreamState, TaskT
         restore(learner, model, notes.tasks, notes.names, path)
         if moments:
             restore_moments(learner, moments, path)
-        return state, None
-    return state, _restore_training(learner, model, moments, training, notes, path)
+        opened = None
+    else:
+        opened = _restore_training(learner, model, moments, training, notes, path)
+    learner.nullities = notes.nullities
+    return state, opened
 
 
 def _restore_training(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
@@ -111,16 +111,22 @@ class NSPLearner(ModelHubMixin):
         optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
         if task > 0 and trains_prompts and config.projection != "none":
             self._projector.attach(optimizer, self.vit.prompts(), self._needed_projections())
-        self.accelerator.free_memory()  # the last task's wrapper would keep its gradient hooks
         self.tasks.append(list(classes))
         self.names |= {label: (names or {}).get(label, str(label)) for label in classes}
         return TaskTraining(
             task=task,
             optimizer=optimizer,
-            network=self.accelerator.prepare_model(self.network),
+            network=self._shared_network(),
             reference={name: prompt.detach().clone() for name, prompt in self.vit.prompts().items()},
             rates=learning_rates(config.epochs, config.lr, config.schedule),
         )
+
+    def _shared_network(self) -> nn.Module:
+        """The network as the processes share it: one process without mixed precision has nothing to wrap."""
+        if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
+            return self.network
+        self.accelerator.free_memory()  # the last task's wrapper would keep its gradient hooks
+        return self.accelerator.prepare_model(self.network)
 
     def _check_classes(self, classes: Sequence[int]) -> None:
         repeated = sorted({each for each in classes if each in self.labels or list(classes).count(each) > 1})
