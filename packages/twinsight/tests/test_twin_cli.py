@@ -1,8 +1,9 @@
 """The command line end to end, its examples, and what it says to bad input."""
 
+import contextlib
 import csv
+import io
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from PIL import Image
 from tenfold.cli import examples_of, run
 from twinsight.cli import app
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 FAST = ("--rounds", "2", "--clients-per-round", "3")
 
 
@@ -32,10 +32,10 @@ def call(*arguments: str) -> int:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run made by the command, and folders of pictures, one of them with damage."""
     root = tmp_path_factory.mktemp("cli")
-    command = [sys.executable, "-m", "twinsight", "simulate", "--out", "run", "--preset", "tiny", *FAST]
-    done = subprocess.run(command, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "twin-sight" in done.stdout
+    shown = io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(shown):
+        assert call("simulate", "--out", "run", "--preset", "tiny", *FAST) == 0
+    assert "twin-sight" in shown.getvalue()
     generator = np.random.default_rng(0)
     for name in "0123456789":
         (root / "pictures" / name).mkdir(parents=True)

@@ -51,6 +51,20 @@ def _sigmoid(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return 1 / (1 + np.exp(-x))
 
 
+def _slope(
+    xx: Float[np.ndarray, "s s"], yy: Float[np.ndarray, "s s"], across: float, along: float, rng: np.random.Generator
+) -> Float[np.ndarray, "s s 1"]:
+    """Light that falls from one side."""
+    return (rng.normal(0, across) * xx + rng.normal(0, along) * yy)[..., None]
+
+
+def _spot(
+    xx: Float[np.ndarray, "s s"], yy: Float[np.ndarray, "s s"], x: float, y: float, width: float, height: float
+) -> Float[np.ndarray, "s s 1"]:
+    """A soft ellipse: 1 in its middle."""
+    return np.exp(-(((xx - x) / width) ** 2) - ((yy - y) / height) ** 2)[..., None]
+
+
 def draw_face(rng: np.random.Generator, side: int = SIDE) -> tuple[Float[np.ndarray, "s s 3"], FaceShape]:
     """Draw a genuine face on a plain background.
 
@@ -64,24 +78,16 @@ def draw_face(rng: np.random.Generator, side: int = SIDE) -> tuple[Float[np.ndar
     yy, xx = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     shape = FaceShape(rng.normal(0, 0.04), rng.normal(0, 0.04), rng.uniform(0.72, 0.86), rng.uniform(0.88, 1.02))
     mask = _sigmoid(10 * (1 - shape.distance(side=side)))[..., None]
-
-    def slope(across: float, along: float) -> Float[np.ndarray, "s s"]:
-        return rng.normal(0, across) * xx + rng.normal(0, along) * yy
-
-    background = rng.uniform(0.25, 0.7) + rng.normal(0, 0.06, 3) + slope(0.12, 0.12)[..., None]
+    background = rng.uniform(0.25, 0.7) + rng.normal(0, 0.06, 3) + _slope(xx, yy, 0.12, 0.12, rng)
     skin = np.array([0.80, 0.60, 0.48]) * rng.uniform(0.6, 1.1) + rng.normal(0, 0.025, 3)
     texture = 0.06 * gaussian_filter(rng.normal(0, 1, (side, side)), 0.7 * side / SIDE)
-    face = skin + slope(0.15, 0.10)[..., None] + texture[..., None]
-
-    def spot(x: float, y: float, width: float, height: float) -> Float[np.ndarray, "s s 1"]:
-        return np.exp(-(((xx - x) / width) ** 2) - ((yy - y) / height) ** 2)[..., None]
-
+    face = skin + _slope(xx, yy, 0.15, 0.10, rng) + texture[..., None]
     apart, up = rng.uniform(0.28, 0.38), rng.uniform(0.2, 0.32)
     for sign in (-1, 1):
-        face = face * (1 - 0.75 * spot(shape.cx + sign * apart, shape.cy - up, 0.14, 0.07))
-    mouth = 0.55 * spot(shape.cx, shape.cy + rng.uniform(0.42, 0.54), 0.26, 0.07)
+        face = face * (1 - 0.75 * _spot(xx, yy, shape.cx + sign * apart, shape.cy - up, 0.14, 0.07))
+    mouth = 0.55 * _spot(xx, yy, shape.cx, shape.cy + rng.uniform(0.42, 0.54), 0.26, 0.07)
     face = face * (1 - mouth) + mouth * np.array([0.5, 0.15, 0.15])
-    face = face * (1 - 0.2 * spot(shape.cx, shape.cy + 0.1, 0.07, 0.2))
+    face = face * (1 - 0.2 * _spot(xx, yy, shape.cx, shape.cy + 0.1, 0.07, 0.2))
     return background * (1 - mask) + face * mask, shape
 
 

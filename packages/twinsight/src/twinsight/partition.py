@@ -89,7 +89,8 @@ def _split(labels: Int[np.ndarray, " n"], config: FederationConfig, seed: int) -
         # Drawing again is expected at small alpha, and bounded by ATTEMPTS.
         warnings.simplefilter("ignore")
         try:
-            return [np.sort(np.asarray(partitioner.load_partition(k)["index"])) for k in range(config.clients)]
+            # `[:]` reads the whole column at once; without it the library makes a Python object of every row.
+            return [np.sort(np.asarray(partitioner.load_partition(k)[:]["index"])) for k in range(config.clients)]
         except ValueError:
             return None
 

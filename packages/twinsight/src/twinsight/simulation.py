@@ -11,6 +11,7 @@ from twinsight.client_app import make_client_app
 from twinsight.config import FederationConfig
 from twinsight.federation import Outcome, federate, load_model
 from twinsight.local_grid import LocalGrid
+from twinsight.partition import partition_of
 
 
 def simulate(
@@ -37,6 +38,7 @@ def simulate(
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
     place = pick_device(device)
+    partition_of(config)  # refused here, not by every client
     run = RunFolder.create(out, config, resume)
     if run.is_finished:
         raise UserError(f"{out}: is finished; choose another --out")

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms import v2
 
 Images = Float[Tensor, "b 3 h w"]
 StrongView = Literal["randaugment", "geometric", "weak"]
@@ -36,6 +35,10 @@ def random_flip(images: Images, generator: torch.Generator) -> Images:
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Float[Tensor, " b"]:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
 def geometric(images: Images, generator: torch.Generator) -> Images:
     """A strong view for small grey pictures: rotation within 26 degrees, scale within 20 %, contrast, brightness, noise, an erased square.
 
@@ -44,17 +47,14 @@ def geometric(images: Images, generator: torch.Generator) -> Images:
         generator: where the draws come from.
     """
     b, _, h, w = images.shape
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(b, generator=generator)
-
-    angle, scale = uniform(-math.radians(26), math.radians(26)), uniform(0.8, 1.2)
+    angle = _uniform(b, -math.radians(26), math.radians(26), generator)
+    scale = _uniform(b, 0.8, 1.2, generator)
     cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros(b)
     matrices = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     turned = F.grid_sample(
         images, F.affine_grid(matrices, list(images.shape), align_corners=False), align_corners=False
     )
-    contrast, brightness = uniform(0.6, 1.4), uniform(-0.2, 0.2)
+    contrast, brightness = _uniform(b, 0.6, 1.4, generator), _uniform(b, -0.2, 0.2, generator)
     changed = turned * contrast[:, None, None, None] + brightness[:, None, None, None]
     changed = changed + 0.3 * torch.randn(changed.shape, generator=generator)
     side = min(5, h - 1, w - 1)
@@ -72,6 +72,8 @@ def rand_augment(
     images: UInt8[Tensor, "b 3 h w"], operations: int, magnitude: int, generator: torch.Generator
 ) -> UInt8[Tensor, "b 3 h w"]:
     """torchvision's RandAugment, drawn for each picture."""
+    from torchvision.transforms import v2
+
     augment = v2.RandAugment(num_ops=operations, magnitude=magnitude)
     with torch.random.fork_rng(devices=[]):
         # torchvision draws from the global generator only.
