@@ -1,27 +1,32 @@
 """One SuperLink and two SuperNodes as processes of their own, started by `flwr run`, give what one process gives."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tenfold.config import load_preset
+from tenfold.runs import RunFolder
+from twinsight.client_app import make_client_app
 from twinsight.config import SERVER_KEYS, FederationConfig, from_run_config
-from twinsight.federation import load_model
-from twinsight.simulation import simulate
+from twinsight.federation import federate, load_model
+from twinsight.local_grid import LocalGrid
 
 PACKAGE = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
-SMALL = {"preset": "tiny", "clients": 2, "labelled": 1, "clients-per-round": 2, "rounds": 1, "alpha": 5.0}
+SMALL = {"preset": "tiny", "clients": 2, "labelled": 1, "clients-per-round": 2, "rounds": 1, "image-size": 16}
 
 
 def test_the_run_configuration_has_every_field_and_leaves_it_to_the_preset() -> None:
@@ -30,7 +35,7 @@ def test_the_run_configuration_has_every_field_and_leaves_it_to_the_preset() -> 
     names = {field.name.replace("_", "-") for field in fields(FederationConfig)}
     assert config.keys() == names | SERVER_KEYS | {"preset"}
     assert from_run_config(config) == load_preset("twinsight", "small", FederationConfig, "simulate")
-    assert from_run_config(config | SMALL).alpha == 5.0
+    assert from_run_config(config | SMALL).image_size == 16
 
 
 def free_port() -> int:
@@ -48,7 +53,22 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Generator[dict[str, str]]:
+def nodes(tmp_path: Path) -> list[dict[str, int | bool | str]]:
+    """The configuration of two nodes with pictures of their own: one knows its classes, the other does not."""
+    generator = np.random.default_rng(0)
+    for folder in ("known/3", "known/5", "unknown"):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(4):
+            pixels = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    return [
+        {"partition-id": node, "num-partitions": 2, "data": str(tmp_path / folder), "labelled": folder == "known"}
+        for node, folder in enumerate(("known", "unknown"))
+    ]
+
+
+@pytest.fixture
+def federation(tmp_path: Path, nodes: list[dict[str, int | bool | str]]) -> Generator[dict[str, str]]:
     """The environment in which `flwr run` finds a SuperLink with two SuperNodes as the connection `site`."""
     port = free_port()
     (tmp_path / "config.toml").write_text(f'[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
@@ -75,26 +95,37 @@ def federation(tmp_path: Path) -> Generator[dict[str, str]]:
             "flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(port)
         )
         wait_for_port(port, superlink)
-        for node in range(2):
+        for node in nodes:
             start(
                 "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
-                "--node-config", f"partition-id={node} num-partitions=2",
+                "--node-config", as_toml(node),
             )  # fmt: skip
         yield environment
 
 
-def test_two_nodes_learn_what_one_process_learns(federation: dict[str, str], tmp_path: Path) -> None:
-    settings = " ".join(
-        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in SMALL.items()
-    )
-    settings += f' out="{tmp_path / "there"}" patience=120'
+def as_toml(values: Mapping[str, int | float | bool | str]) -> str:
+    """Settings as Flower's programs take them: TOML without line breaks."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
+def test_two_nodes_learn_what_one_process_learns(
+    federation: dict[str, str], nodes: list[dict[str, int | bool | str]], tmp_path: Path
+) -> None:
+    settings = as_toml(SMALL | {"out": str(tmp_path / "there"), "patience": 120})
     done = subprocess.run(
         [PROGRAMS / "flwr", "run", PACKAGE, "site", "--stream", "--run-config", settings],
         env=federation, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (tmp_path / "there/result.json").exists(), done.stdout[-3000:] + done.stderr[-2000:]
-    here = simulate(tmp_path / "here", from_run_config(dict(SMALL))).model.state_dict()
+    config = from_run_config(dict(SMALL))
+    grid = LocalGrid(make_client_app(config), 2)
+    for context, node in zip(grid.contexts.values(), nodes, strict=True):
+        context.node_config.update(node)
+    here = federate(grid, config, RunFolder.create(tmp_path / "here", config))
+    assert here.result["rejected"] == []
+    result = json.loads((tmp_path / "there/result.json").read_text())
+    assert (result["rejected"], result["labelled_clients"]) == ([], here.result["labelled_clients"])
     there = load_model(tmp_path / "there").state_dict()
-    for name, value in here.items():
+    for name, value in here.model.state_dict().items():
         # The nodes' processes may use another number of threads than this one.
         torch.testing.assert_close(there[name], value, rtol=0, atol=1e-5)
