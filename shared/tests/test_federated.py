@@ -248,6 +248,44 @@ def test_records_that_were_not_asked_for_are_refused() -> None:
         assert raw_reply(odd).error == "sent other records than arrays and metrics"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_with_any_bound(value: float) -> None:
+    for spec in (SPEC, replace(SPEC, max_update_norm=0.0), replace(SPEC, reference=None)):
+        assert reason_of(sound(value=value), spec) == "sent NaN or infinite weights in w"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"loss": "low"}, "loss is a str, not a number"),
+        ({"loss": True}, "loss is a bool, not a number"),
+        ({"loss": [0.5]}, "loss is a list, not a number"),
+        ({"loss": None}, "loss is a NoneType, not a number"),
+        ({"loss": float("nan")}, "loss is nan"),
+        ({"loss": -(10**400)}, "loss is too large a number"),
+        ({"cosine": 1.5}, "cosine is 1.5, expected -1 to 1"),
+        ({"samples": 30.0}, "samples is 30.0, not a whole number"),
+        ({"client": -7}, "client is -7, expected 0 to 1"),
+    ],
+)
+def test_a_number_is_what_it_must_be(metrics: dict[str, Any], says: str) -> None:
+    assert reason_of(sound(**metrics)) == says
+
+
+def test_a_crowd_is_counted_and_not_looked_at() -> None:
+    class Crowd(dict):
+        """Ten million names, said and not there."""
+
+        def __len__(self) -> int:
+            return 10**7
+
+        def keys(self) -> Any:
+            raise AssertionError("the names were looked at")
+
+    assert reason_of(replace(sound(), arrays=Crowd())) == "sent 10000000 entries, expected 2"
+    assert reason_of(sound(**{str(name): 1.0 for name in range(10**5)})) == "sent 100003 metrics, expected 3"
+
+
 # ------------------------------------------------------------------------------------------------------------ who is who
 
 
@@ -366,6 +404,7 @@ def test_the_mean_is_weighted_and_integers_are_rounded() -> None:
         (),
         3,
     )
+    assert int(weighted_mean(states_of([1.0], [2.0]), [1, 3])["seen"]) == 2
     for weights in ([1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]):
         with pytest.raises(ValueError, match="positive weights"):
             weighted_mean(states_of([1.0], [2.0]), weights)
