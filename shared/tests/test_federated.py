@@ -274,7 +274,7 @@ def test_a_number_is_what_it_must_be(metrics: dict[str, Any], says: str) -> None
 
 def test_a_crowd_is_counted_and_not_looked_at() -> None:
     class Crowd(dict):
-        """Ten million names, said and not there."""
+        """Ten million names, of which one is there."""
 
         def __len__(self) -> int:
             return 10**7
@@ -282,7 +282,7 @@ def test_a_crowd_is_counted_and_not_looked_at() -> None:
         def keys(self) -> Any:
             raise AssertionError("the names were looked at")
 
-    assert reason_of(replace(sound(), arrays=Crowd())) == "sent 10000000 entries, expected 2"
+    assert reason_of(replace(sound(), arrays=Crowd(w=None))) == "sent 10000000 entries, expected 2"
     assert reason_of(sound(**{str(name): 1.0 for name in range(10**5)})) == "sent 100003 metrics, expected 3"
 
 

@@ -106,7 +106,7 @@ def deploy(folder: Path, overrides: Sequence[str] = ()) -> str:
     )
     environment = os.environ | {
         # Flower's programs find one another by name.
-        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{os.environ['PATH']}{os.pathsep}{PROGRAMS}",
         "FLWR_HOME": str(folder / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

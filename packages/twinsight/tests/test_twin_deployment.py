@@ -67,14 +67,52 @@ def nodes(tmp_path: Path) -> list[dict[str, int | bool | str]]:
     ]
 
 
+WARM = """
+import os, signal, sys
+from flwr.superlink.cli import flwr_serverapp
+from flwr.supernode.cli import flwr_clientapp
+import sklearn.datasets, torchvision.datasets
+import twinsight.client_app, twinsight.server_app
+programs = {"flwr-clientapp": flwr_clientapp, "flwr-serverapp": flwr_serverapp}
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in os.fdopen(os.open(sys.argv[1], os.O_RDWR)):
+    if not os.fork():
+        sys.argv = line.split()
+        programs[sys.argv[0]]()
+        os._exit(0)
+"""
+"""Flower starts a process for the server and for every message. Each of them forks here after the imports, which take it most of its time."""
+
+
 @pytest.fixture
-def federation(tmp_path: Path, nodes: list[dict[str, int | bool | str]]) -> Generator[dict[str, str]]:
+def warm_path(tmp_path: Path) -> Generator[str]:
+    """A search path on which the programs that Flower starts for server and clients are forked from one that has imported what they need."""
+    (tmp_path / "bin").mkdir()
+    os.mkfifo(tmp_path / "calls")
+    for name in ("flwr-clientapp", "flwr-serverapp"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" > "{tmp_path}/calls"\n')
+        program.chmod(0o755)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    environment["FLWR_HOME"] = str(tmp_path / ".")
+    with (tmp_path / "warm.log").open("wb") as log:
+        warm = subprocess.Popen(
+            [sys.executable, "-c", WARM, str(tmp_path / "calls")],
+            env=environment, cwd=tmp_path / ".", stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        yield os.pathsep.join((str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+        warm.kill()
+        warm.wait()
+
+
+@pytest.fixture
+def federation(tmp_path: Path, nodes: list[dict[str, int | bool | str]], warm_path: str) -> Generator[dict[str, str]]:
     """The environment in which `flwr run` finds a SuperLink with two SuperNodes as the connection `site`."""
     port = free_port()
     (tmp_path / "config.toml").write_text(f'[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     environment = os.environ | {
         # Flower's programs find one another by name.
-        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "PATH": warm_path,
         "FLWR_HOME": str(tmp_path),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
