@@ -46,6 +46,9 @@ def draw(what: str, *, options: RunOptions, recipe: Recipe = Recipe()) -> int | 
         raise UserError("mistake.png: is [red]not[/red] there;\\n choose another " + "x" * 100)
     if what == "missing":
         Path("nowhere.txt").read_text()
+    if what == "loop":
+        Path("loop").symlink_to("loop")
+        Path("loop").resolve(strict=True)
     if what == "bug":
         raise RuntimeError("a bug")
     if what == "stop":
@@ -95,6 +98,9 @@ def test_options_come_from_the_line_then_the_file_then_the_preset_then_the_defau
         (["draw", "house"], "--out"),
         (["draw", "house", "--out", "o", "--bogus", "1"], "--bogus"),
         (["draw", "house", "--out", "o", "--lr", "fast"], "fast"),
+        (["draw", "house", "--out", "o", "--lr", "nan"], "--lr: nan is not a finite number"),
+        (["draw", "house", "--out", "o", "--epochs", "1" + "0" * 20], "--epochs: is too large a number"),
+        (["draw", "loop", "--out", "o"], "loop"),
         (["draw", "house", "--out", "o", "--preset", "none"], "sketch has odd, small"),
         (["draw", "house", "--out", "o", "--preset", "odd"], "epocs"),
         (["draw", "house", "--out", "o", "--config", "none.toml"], "none.toml: cannot read"),

@@ -231,8 +231,10 @@ def one_line_errors(name: str, debug: bool) -> Generator[None]:
         # The reader of our output has gone (`| head`): not our error. Keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_OK)
-    except (UserError, CycloptsError, OSError) as error:
-        if debug:
+    except (UserError, CycloptsError, OSError, RuntimeError) as error:
+        # Up to Python 3.12 a link that leads back to itself is a RuntimeError of `Path.resolve`, and has no type of its own.
+        is_ours = not isinstance(error, RuntimeError) or str(error).startswith("Symlink loop")
+        if debug or not is_ours:
             raise
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -22,11 +22,19 @@ from tenfold.errors import UserError
 
 
 def check_number(type_: Any, value: Any) -> None:  # cyclopts hands every validator the type
-    """Refuse NaN, infinities and integers beyond 64 bits, alone or in tuples, lists and dictionaries.
+    """Refuse NaN, infinities and integers beyond 64 bits, alone or in tuples, lists, dictionaries and configurations.
 
     Raises:
-        ValueError: one was met.
+        ValueError: one was met; of a configuration's field it says the name.
     """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # The command line checks a configuration as one value: cyclopts hands default validators no fields.
+        for name, each in vars(value).items():
+            try:
+                check_number(type_, each)
+            except ValueError as error:
+                raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
+        return
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
