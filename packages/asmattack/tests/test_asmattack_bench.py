@@ -26,18 +26,18 @@ from asmattack import (
     read_faces,
     region_mask,
 )
-from asmattack.bench import Bench
-from asmattack.examples import write_examples, write_masks
-from asmattack.fingerprints import data_hash, weights_hash
-from asmattack.geometric import TEMPLATE, GeometricParser, parse_face
-from asmattack.mask_generator import generator_loss
-from asmattack.metrics import wilson
-from asmattack.perceptual import lpips
-from asmattack.region_attack import within_budget
-from asmattack.robustness_report import read_report
-from asmattack.surrogates import surrogate
-from asmattack.tasks import Hardening, HardeningLoss
-from asmattack.treatments import parse_treatment, treated
+from asmattack.benchmark.comparison import Bench
+from asmattack.benchmark.figures import write_examples, write_masks
+from asmattack.data.corruptions import parse_treatment, treated
+from asmattack.data.landmarks import TEMPLATE, GeometricParser, parse_face
+from asmattack.evaluation.fingerprints import data_hash, weights_hash
+from asmattack.evaluation.metrics import wilson
+from asmattack.evaluation.perceptual import lpips
+from asmattack.evaluation.report import read_report
+from asmattack.method.region_attack import within_budget
+from asmattack.models.masks import generator_loss
+from asmattack.models.networks import surrogate
+from asmattack.training.step import Hardening, HardeningLoss
 from tenfold import UserError
 from tenfold.images import write_image
 

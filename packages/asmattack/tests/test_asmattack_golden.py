@@ -20,14 +20,14 @@ from asmattack import (
     region_scores,
     select_regions,
 )
-from asmattack.activation import activation_map
-from asmattack.geometric import parse_face
-from asmattack.iteration import gaussian_kernel
-from asmattack.objectives import cafa, class_activation_features_of_batch, cross_entropy
-from asmattack.official import official_label_map, official_parser_input
-from asmattack.region_attack import AttackConfig
-from asmattack.regions import BISENET_TO_CANONICAL, FIXED, feather
-from asmattack.selection import greedy
+from asmattack.data.landmarks import parse_face
+from asmattack.data.regions import BISENET_TO_CANONICAL, FIXED, feather
+from asmattack.method.losses import cafa, class_activation_features_of_batch, cross_entropy
+from asmattack.method.official import official_label_map, official_parser_input
+from asmattack.method.projection import gaussian_kernel
+from asmattack.method.region_attack import AttackConfig
+from asmattack.method.selection import greedy
+from asmattack.models.class_activation import activation_map
 
 EPS, ALPHA = 8 / 255, 2 / 255
 

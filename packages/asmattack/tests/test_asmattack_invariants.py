@@ -18,11 +18,11 @@ from asmattack import (
     region_scores,
     select_regions,
 )
-from asmattack.drawn import drawn_set
-from asmattack.geometric import GeometricParser
-from asmattack.metrics import distortion
-from asmattack.selection import greedy
-from asmattack.surrogates import surrogate
+from asmattack.data.landmarks import GeometricParser
+from asmattack.data.synthetic import drawn_set
+from asmattack.evaluation.metrics import distortion
+from asmattack.method.selection import greedy
+from asmattack.models.networks import surrogate
 from tenfold import UserError
 
 FACES = drawn_set(6, 64, seed=3)
@@ -167,7 +167,7 @@ def test_psnr_rises_with_a_smaller_area_alone() -> None:
 
 
 def test_input_gradients_are_central_differences() -> None:
-    from asmattack.objectives import objective_loss
+    from asmattack.method.losses import objective_loss
 
     detector = surrogate("plain", 5).double().eval()
     x, y = IMAGES[:1].double(), LABELS[:1]

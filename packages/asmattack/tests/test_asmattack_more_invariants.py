@@ -34,17 +34,17 @@ from asmattack import (
     region_scores,
     select_regions,
 )
-from asmattack.bench import Bench
-from asmattack.checkpoint import load_weights
-from asmattack.geometric import TEMPLATE, parse_face
-from asmattack.iteration import accumulate, diversify, project_l2
-from asmattack.label_names import fake_index_of
-from asmattack.masked_iteration import perturbations
-from asmattack.metrics import AttackSuccessRate, attack_rates
-from asmattack.objectives import objective_loss
-from asmattack.parsers import check_label_maps
-from asmattack.storage import load_detector, save_detector
-from asmattack.surrogates import surrogate
+from asmattack.benchmark.comparison import Bench
+from asmattack.data.landmarks import TEMPLATE, parse_face
+from asmattack.data.parsers import check_label_maps
+from asmattack.evaluation.metrics import AttackSuccessRate, attack_rates
+from asmattack.method.iteration import perturbations
+from asmattack.method.losses import objective_loss
+from asmattack.method.projection import accumulate, diversify, project_l2
+from asmattack.models.checkpoints import load_detector, save_detector
+from asmattack.models.label_names import fake_index_of
+from asmattack.models.networks import surrogate
+from asmattack.models.pretrained import load_weights
 from tenfold import UserError
 from tenfold.images import write_image
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from asmattack import HardenConfig, MaskGenerator, Surrogate, TrainConfig, drawn_set, load_detector, train
-from asmattack.tasks import Detection, Hardening
-from asmattack.training import faces_of, fit, split_by_group
+from asmattack.training.loop import faces_of, fit, split_by_group
+from asmattack.training.step import Detection, Hardening
 from tenfold import UserError
 from tenfold.config import load_preset, preset_names
 

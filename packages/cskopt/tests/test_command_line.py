@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from cskopt.cli import app
-from cskopt.data import shapes_corpus
-from cskopt.networks import CompactResNet
+from cskopt.data.datasets import shapes_corpus
+from cskopt.models.networks import CompactResNet
 from tenfold.cli import examples_of, run
 from tenfold.images import write_image
 
@@ -32,7 +32,7 @@ def call(arguments: Sequence[str]) -> int:
 def drawn_once() -> Iterator[None]:
     """The generated pictures are the same in every test here: draw them once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cskopt.data.shapes_corpus", functools.cache(shapes_corpus))
+        patch.setattr("cskopt.data.datasets.shapes_corpus", functools.cache(shapes_corpus))
         yield
 
 
@@ -63,7 +63,7 @@ def test_examples_of_the_help_run_as_printed(
 ) -> None:
     monkeypatch.chdir(place)
     # The same verb on a sixth of the demo's pictures and a ninth of a profile's pixels.
-    monkeypatch.setattr("cskopt.studies.shapes_corpus", lambda classes, *_: shapes_corpus(classes, 12, 6, 0, 28))
+    monkeypatch.setattr("cskopt.demo.shapes_corpus", lambda classes, *_: shapes_corpus(classes, 12, 6, 0, 28))
     for example in examples_of(app)[verb]:
         if "resnet18" in example:
             example += " --repeats 1 --image-size 32 --batch 2"

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
-from cskopt import training
-from cskopt.checkpoints import load_network
-from cskopt.configuration import METHODS, CsKOConfig, TrainConfig
-from cskopt.data import shapes_corpus, zip_corpus
-from cskopt.fitting import SessionRecipe
-from cskopt.learner import IncrementalLearner
-from cskopt.networks import CompactResNet, build_model
+from cskopt.config import METHODS, CsKOConfig, TrainConfig
+from cskopt.data.datasets import shapes_corpus, zip_corpus
+from cskopt.models.checkpoints import load_network
+from cskopt.models.networks import CompactResNet, build_model
+from cskopt.training import run as training
+from cskopt.training.learner import IncrementalLearner
+from cskopt.training.loop import SessionRecipe
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.images import write_image

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cskopt.center_conv import CenterConv2d
-from cskopt.gradient_filter import gradient_filtered_conv2d, mean_patches, spread_patches, sum_patches
+from cskopt.method.center_conv import CenterConv2d
+from cskopt.method.gradient_filter import gradient_filtered_conv2d, mean_patches, spread_patches, sum_patches
 
 
 @pytest.mark.parametrize("name", ["g0", "g1", "g2", "g3"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from cskopt.intensity import count_normalised, kernel_intensity, kernel_intensity_maps, tap_intensity
-from cskopt.metrics import incremental_scores
-from cskopt.networks import CompactResNet
-from cskopt.taps import ConvGeometry, tap_counts
+from cskopt.evaluation.metrics import incremental_scores
+from cskopt.method.kernel_elements import ConvGeometry, tap_counts
+from cskopt.method.kernel_intensity import count_normalised, kernel_intensity, kernel_intensity_maps, tap_intensity
+from cskopt.models.networks import CompactResNet
 from tenfold import UserError
 
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cskopt.lean import FrozenConv2d, LeanAvgPool2d, LeanMaxPool2d, LeanReLU, LeanReLU6, pack_bits, unpack_bits
+from cskopt.method.memory_efficient import (
+    FrozenConv2d,
+    LeanAvgPool2d,
+    LeanMaxPool2d,
+    LeanReLU,
+    LeanReLU6,
+    pack_bits,
+    unpack_bits,
+)
 
 
 def kept_bytes(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:

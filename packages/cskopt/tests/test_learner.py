@@ -11,16 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cskopt import fitting
-from cskopt.configuration import METHODS, CsKOConfig, Method
-from cskopt.fitting import SessionRecipe
-from cskopt.heads import grow_head, head_of
-from cskopt.learner import IncrementalLearner
-from cskopt.losses import distillation_loss, quadratic_penalty, session_loss
-from cskopt.networks import CompactResNet
-from cskopt.prototypes import PrototypeBank
-from cskopt.tracing import split_frozen_prefix
-from cskopt.wrapping import unwrap, wrap
+from cskopt.config import METHODS, CsKOConfig, Method
+from cskopt.method.losses import distillation_loss, quadratic_penalty, session_loss
+from cskopt.method.prototypes import PrototypeBank
+from cskopt.method.wrapping import unwrap, wrap
+from cskopt.models.heads import grow_head, head_of
+from cskopt.models.networks import CompactResNet
+from cskopt.models.tracing import split_frozen_prefix
+from cskopt.training import loop as fitting
+from cskopt.training.learner import IncrementalLearner
+from cskopt.training.loop import SessionRecipe
 from tenfold import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 
-from cskopt.accounting import layer_costs
-from cskopt.configuration import CsKOConfig
-from cskopt.networks import CompactResNet
-from cskopt.profiling import count_macs, measure_saved_bytes, peak_allocated, peak_rss, profile_training
-from cskopt.schemes import SCHEMES, compare_schemes, scheme_model
-from cskopt.wrapping import wrap
+from cskopt.benchmark.comparison import SCHEMES, compare_schemes, scheme_model
+from cskopt.benchmark.cost_model import layer_costs
+from cskopt.benchmark.profiling import count_macs, measure_saved_bytes, peak_allocated, peak_rss, profile_training
+from cskopt.config import CsKOConfig
+from cskopt.method.wrapping import wrap
+from cskopt.models.networks import CompactResNet
 from tenfold import UserError
 
 

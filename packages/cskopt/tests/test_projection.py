@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cskopt.center_conv import CenterConv2d
-from cskopt.configuration import CsKOConfig
-from cskopt.covariance import FeatureCovariance, batch_mean_moment, patches, per_sample_moment
-from cskopt.networks import CompactResNet
-from cskopt.projection import (
+from cskopt.config import CsKOConfig
+from cskopt.method.center_conv import CenterConv2d
+from cskopt.method.kernel_elements import ConvGeometry
+from cskopt.method.projection import (
     attach_projection,
     energy_rank,
     gpm_basis,
@@ -19,9 +18,10 @@ from cskopt.projection import (
     project_update,
     projectors_for,
 )
-from cskopt.selection import channel_importance, kept_channels, select_channels, top_channels
-from cskopt.taps import ConvGeometry
-from cskopt.wrapping import apply_selection, partial_layers, wrap
+from cskopt.method.second_moments import FeatureCovariance, batch_mean_moment, patches, per_sample_moment
+from cskopt.method.selection import channel_importance, kept_channels, select_channels, top_channels
+from cskopt.method.wrapping import apply_selection, partial_layers, wrap
+from cskopt.models.networks import CompactResNet
 from tenfold import UserError
 
 FILES = ["projection", "projection_thres100"]

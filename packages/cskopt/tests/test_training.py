@@ -14,10 +14,18 @@ from accelerate import PartialState, debug_launcher
 from accelerate.state import AcceleratorState
 from torchvision import datasets
 
-from cskopt import training
-from cskopt.configuration import TrainConfig
-from cskopt.data import SessionPictures, as_loader, augment, class_order, load_corpus, shapes_corpus, zip_corpus
-from cskopt.shapes import shape_pictures
+from cskopt.config import TrainConfig
+from cskopt.data.datasets import (
+    SessionPictures,
+    as_loader,
+    augment,
+    class_order,
+    load_corpus,
+    shapes_corpus,
+    zip_corpus,
+)
+from cskopt.data.synthetic import shape_pictures
+from cskopt.training import run as training
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.config import load_preset

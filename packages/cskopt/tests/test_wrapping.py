@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, vgg11
 from torchvision.ops import FrozenBatchNorm2d
 
-from cskopt.center_conv import CenterConv2d
-from cskopt.channel_conv import ChannelConv2d
-from cskopt.configuration import CsKOConfig
-from cskopt.folding import fold_batch_norm, stock_state
-from cskopt.heads import captured_features, find_head, grow_head
-from cskopt.lean import FrozenConv2d, LeanMaxPool2d, LeanReLU, LeanReLU6
-from cskopt.networks import CompactResNet, build_model, resnet18_cifar
-from cskopt.wrapping import apply_selection, partial_layers, report_of, target_layers, unwrap, wrap
+from cskopt.config import CsKOConfig
+from cskopt.method.center_conv import CenterConv2d
+from cskopt.method.channel_conv import ChannelConv2d
+from cskopt.method.memory_efficient import FrozenConv2d, LeanMaxPool2d, LeanReLU, LeanReLU6
+from cskopt.method.wrapping import apply_selection, partial_layers, report_of, target_layers, unwrap, wrap
+from cskopt.models.folding import fold_batch_norm, stock_state
+from cskopt.models.heads import captured_features, find_head, grow_head
+from cskopt.models.networks import CompactResNet, build_model, resnet18_cifar
 from tenfold import UserError
 
 

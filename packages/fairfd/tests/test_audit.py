@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairfd.audit_results import Audit, Estimate, Replicates, decode
-from fairfd.auditing import audit, people_sha256, rows_sha256
-from fairfd.metrics import METRIC_NAMES, OFFICIAL, PAPER, Convention, fairness
-from fairfd.score_table import ScoreTable
-from fairfd.subjects import NOBODY, drawn_people, shuffled_groups, subjects_curve
-from fairfd.uncertainty import approach_gaps, bootstrap, difference, permutation_test
+from fairfd.evaluation.audit.record import Audit, Estimate, Replicates, decode
+from fairfd.evaluation.audit.run import audit, people_sha256, rows_sha256
+from fairfd.evaluation.audit.sample_size import NOBODY, drawn_people, shuffled_groups, subjects_curve
+from fairfd.evaluation.audit.uncertainty import approach_gaps, bootstrap, difference, permutation_test
+from fairfd.evaluation.scores.score_table import ScoreTable
+from fairfd.method.fairness import METRIC_NAMES, OFFICIAL, PAPER, Convention, fairness
 from tenfold.errors import UserError
 
 GROUPS = ("A", "B", "C")

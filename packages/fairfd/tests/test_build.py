@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fairfd import forging
-from fairfd.building import build
-from fairfd.crew import end_with_parent, undisturbed, work_off
-from fairfd.faces import write_drawn_faces
-from fairfd.forgers import ForgeResult, SkippedFaceError, create_forger
-from fairfd.journal import Journal
-from fairfd.manifest import REAL, Manifest, Sample, file_sha256
-from fairfd.pairing import derangement, driving_images, partner_map, seeded
+from fairfd.data.assembly import step as forging
+from fairfd.data.assembly.matching import derangement, driving_images, partner_map, seeded
+from fairfd.data.assembly.resume_log import Journal
+from fairfd.data.assembly.run import build
+from fairfd.data.assembly.worker_pool import end_with_parent, undisturbed, work_off
+from fairfd.data.forgers import ForgeResult, SkippedFaceError, create_forger
+from fairfd.data.manifest.manifest import REAL, Manifest, Sample, file_sha256
+from fairfd.data.synthetic.datasets import write_drawn_faces
 from tenfold.data import embedded_pictures
 from tenfold.errors import RunLocked, UserError
 from tenfold.images import read_image, write_image
@@ -157,8 +157,10 @@ def test_a_finished_build_is_not_done_again_and_a_new_approach_is_added(built, p
     build(pristine, out, ("self_blend",), **settings_)
     before = content(out)
     done = []
-    monkeypatch.setattr("fairfd.building.forge", lambda job: done.append(tuple(job.forgers)) or forging.forge(job))
-    monkeypatch.setattr("fairfd.building.prepare", lambda _: pytest.fail("prepared again"))
+    monkeypatch.setattr(
+        "fairfd.data.assembly.run.forge", lambda job: done.append(tuple(job.forgers)) or forging.forge(job)
+    )
+    monkeypatch.setattr("fairfd.data.assembly.run.prepare", lambda _: pytest.fail("prepared again"))
     build(pristine, out, ("self_blend",), **settings_)
     assert done == []
     assert content(out) == before
@@ -180,7 +182,7 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(built, pristine, tmp_pat
         return forging.forge(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fairfd.building.forge", interrupted)
+        patch.setattr("fairfd.data.assembly.run.forge", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(pristine, out, APPROACHES, **settings_)
     assert not (out / "manifest.csv").exists()

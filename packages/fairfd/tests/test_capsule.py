@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairfd.detectors.capsule import PrimaryCapsules, class_log_probability, route, squash, statistics
+from fairfd.models.detectors.capsule import PrimaryCapsules, class_log_probability, route, squash, statistics
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "capsule_modules.npz")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fairfd.cli import app
-from fairfd.faces import write_drawn_faces
+from fairfd.data.synthetic.datasets import write_drawn_faces
 from tenfold.cli import examples_of, run
 from tenfold.images import write_image
 

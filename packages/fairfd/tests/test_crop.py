@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fairfd.crop import (
+from fairfd.data.faces.crops import (
     Square,
     central_square,
     crop_faces,
@@ -16,8 +16,8 @@ from fairfd.crop import (
     into_square,
     pose_of,
 )
-from fairfd.landmark_pass import fill_landmarks
-from fairfd.landmarks import (
+from fairfd.data.faces.landmark_detection import fill_landmarks
+from fairfd.data.faces.landmarks import (
     CROP_EYE_DISTANCE,
     CROP_EYE_HEIGHT,
     SCHEME_68,
@@ -28,8 +28,8 @@ from fairfd.landmarks import (
     read_landmarks,
     template_in_crop,
 )
-from fairfd.manifest import Manifest
-from fairfd.mean_face import Pose, align_mean_face, place_shape
+from fairfd.data.faces.mean_face import Pose, align_mean_face, place_shape
+from fairfd.data.manifest.manifest import Manifest
 from tenfold.data import embedded_pictures
 from tenfold.errors import UserError
 from tenfold.images import read_image, write_image

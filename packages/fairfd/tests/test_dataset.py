@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from fairfd.augment import JpegCompression, augment_one, flip_where, paper_transform
-from fairfd.batches import PlannedEpoch, loader, plan_epoch
-from fairfd.dataset import ArrayDataset, ManifestDataset, as_dataset, augmented, decode, resize
-from fairfd.manifest import Manifest, Sample
+from fairfd.data.datasets import ArrayDataset, ManifestDataset, as_dataset, augmented, decode, resize
+from fairfd.data.manifest.manifest import Manifest, Sample
+from fairfd.data.transforms import JpegCompression, augment_one, flip_where, paper_transform
+from fairfd.training.samplers import PlannedEpoch, loader, plan_epoch
 from tenfold import UserError
 from tenfold.images import ImageError
 

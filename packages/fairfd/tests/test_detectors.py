@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairfd.detectors import DETECTORS, create_detector, load_detector, srm
-from fairfd.detectors.base import Detector, TrainBatch
-from fairfd.detectors.capsule import CapsuleDetector
-from fairfd.detectors.ffd import FfdDetector
-from fairfd.detectors.pgfdd import PgFddDetector
-from fairfd.detectors.recce import RecceDetector
-from fairfd.detectors.srm import SrmDetector
-from fairfd.detectors.ucf import UcfDetector
-from fairfd.detectors.xception import XceptionDetector, load_xception, xception_network
+from fairfd.models.detectors import DETECTORS, create_detector, load_detector, srm
+from fairfd.models.detectors.capsule import CapsuleDetector
+from fairfd.models.detectors.detector import Detector, TrainBatch
+from fairfd.models.detectors.ffd import FfdDetector
+from fairfd.models.detectors.pgfdd import PgFddDetector
+from fairfd.models.detectors.recce import RecceDetector
+from fairfd.models.detectors.srm import SrmDetector
+from fairfd.models.detectors.ucf import UcfDetector
+from fairfd.models.detectors.xception import XceptionDetector, load_xception, xception_network
 from tenfold import UserError
 
 SIZE = 48

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd.forgers import SkippedFaceError, create_forger
-from fairfd.forgers import diffusion as approaches
-from fairfd.mean_face import Pose, place_shape
-from fairfd.regions import face_region
+from fairfd.data.faces.mean_face import Pose, place_shape
+from fairfd.data.faces.regions import face_region
+from fairfd.data.forgers import SkippedFaceError, create_forger
+from fairfd.data.forgers import diffusion as approaches
 from tenfold.errors import UserError
 
 diffusers = pytest.importorskip("diffusers")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairfd.detectors.f3net import FrequencyDecomposition, band_edges, band_masks, dct_matrix, quarter_copies
+from fairfd.models.detectors.f3net import FrequencyDecomposition, band_edges, band_masks, dct_matrix, quarter_copies
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = np.load(FOLDER / "f3net_fad.npz")

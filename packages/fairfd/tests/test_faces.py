@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd import drawn_forgeries as forge
-from fairfd import faces
-from fairfd.drawing import GROUPS, REFLECTANCE, draw_people, draw_shots, landmarks, render
-from fairfd.faces import DrawnSet, degrade, donor_images, draw_faces, drawn_experiment, write_drawn_faces
-from fairfd.landmarks import read_landmarks
-from fairfd.manifest import Manifest
+from fairfd.data.faces.landmarks import read_landmarks
+from fairfd.data.manifest.manifest import Manifest
+from fairfd.data.synthetic import datasets as faces
+from fairfd.data.synthetic import forgeries as forge
+from fairfd.data.synthetic.datasets import (
+    DrawnSet,
+    degrade,
+    donor_images,
+    draw_faces,
+    drawn_experiment,
+    write_drawn_faces,
+)
+from fairfd.data.synthetic.faces import GROUPS, REFLECTANCE, draw_people, draw_shots, landmarks, render
 from tenfold.images import read_image
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd.crop import Square
-from fairfd.faces import draw_faces
-from fairfd.forgers import (
+from fairfd.data.faces.crops import Square
+from fairfd.data.faces.landmarks import SCHEME_17, SCHEME_68
+from fairfd.data.faces.mean_face import Pose, place_shape
+from fairfd.data.faces.regions import RegionError, eye_distance, face_parts, face_region
+from fairfd.data.forgers import (
     Forger,
     ForgeResult,
     SkippedFaceError,
@@ -22,12 +24,10 @@ from fairfd.forgers import (
     register_forger,
     summary_of,
 )
-from fairfd.forgers.landmark_swap import match_colours
-from fairfd.forgers.self_blend import elastic, move, soften
-from fairfd.forgers.warp_reenact import expression_difference, limit, random_expression
-from fairfd.landmarks import SCHEME_17, SCHEME_68
-from fairfd.mean_face import Pose, place_shape
-from fairfd.regions import RegionError, eye_distance, face_parts, face_region
+from fairfd.data.forgers.landmark_swap import match_colours
+from fairfd.data.forgers.self_blend import elastic, move, soften
+from fairfd.data.forgers.warp_reenact import expression_difference, limit, random_expression
+from fairfd.data.synthetic.datasets import draw_faces
 from tenfold.errors import UserError
 from tenfold.images import write_image
 

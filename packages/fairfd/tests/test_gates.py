@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fairfd.audit_results import (
+from fairfd.evaluation.audit.limits import Limit, check_limits, parse_limit, parse_limits
+from fairfd.evaluation.audit.record import (
     FORMAT_VERSION,
     Audit,
     ConventionResult,
@@ -13,10 +14,9 @@ from fairfd.audit_results import (
     Settings,
     UtilityResult,
 )
-from fairfd.gates import Limit, check_limits, parse_limit, parse_limits
-from fairfd.metrics import METRIC_NAMES, OFFICIAL, PAPER
-from fairfd.peers import PeerMetrics
-from fairfd.performance import Gate, Scorecard
+from fairfd.evaluation.metrics import Gate, Scorecard
+from fairfd.evaluation.related_metrics import PeerMetrics
+from fairfd.method.fairness import METRIC_NAMES, OFFICIAL, PAPER
 from tenfold.errors import UserError
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
-from fairfd.geometry import (
+from fairfd.data.faces.geometry import (
     DegenerateError,
     apply_affine,
     apply_thin_plate,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairfd.layouts import LAYOUTS
-from fairfd.manifest import Manifest
+from fairfd.data.layouts import LAYOUTS
+from fairfd.data.manifest.manifest import Manifest
 from tenfold.errors import UserError
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairfd.detectors.losses import (
+from fairfd.models.detectors.losses import (
     am_softmax,
     capsule_loss,
     core_consistency,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairfd.manifest import COLUMNS, Manifest, Sample, file_sha256
+from fairfd.data.manifest.manifest import COLUMNS, Manifest, Sample, file_sha256
 from tenfold.errors import UserError
 from tenfold.images import write_image
 
@@ -125,7 +125,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     manifest = Manifest(tmp_path.resolve(), people({"A": 1}))
     manifest.write(tmp_path / "m.csv")
     before = (tmp_path / "m.csv").read_bytes()
-    monkeypatch.setattr("fairfd.manifest.csv.DictWriter.writerows", lambda *_: 1 / 0)
+    monkeypatch.setattr("fairfd.data.manifest.manifest.csv.DictWriter.writerows", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         manifest.write(tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_bytes() == before

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairfd.metrics import (
+from fairfd.evaluation.scores.score_table import ScoreTable, to_metric_frame
+from fairfd.method.fairness import (
     METRIC_NAMES,
     OFFICIAL,
     PAPER,
@@ -22,8 +23,7 @@ from fairfd.metrics import (
     urdpd,
     utilities,
 )
-from fairfd.rates import RateTable
-from fairfd.score_table import ScoreTable, to_metric_frame
+from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 EQ3 = replace(OFFICIAL, utility_offset=0.0)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fairfd.metrics import fairness
-from fairfd.official_scores import read_official_scores
-from fairfd.uncertainty import bootstrap
+from fairfd.evaluation.audit.uncertainty import bootstrap
+from fairfd.evaluation.scores.official import read_official_scores
+from fairfd.method.fairness import fairness
 from tenfold.errors import UserError
 
 METHODS = ("data", "FaceSwap", "Dual_Generator_Face_Reen")

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from fairfd.metrics import METRIC_NAMES, Convention, fairness
-from fairfd.rates import RateTable
+from fairfd.method.fairness import METRIC_NAMES, Convention, fairness
+from fairfd.method.rates import RateTable
 
 M = 11
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from fairfd.metrics import OFFICIAL, PAPER, fairness
-from fairfd.peers import group_rates, peer_metrics
-from fairfd.performance import auc, average_precision, equal_error_rate, utility, utility_gate
-from fairfd.rates import RateTable
-from fairfd.trivial import group_oracle, trivial_detectors
+from fairfd.benchmark import group_oracle, trivial_detectors
+from fairfd.evaluation.metrics import auc, average_precision, equal_error_rate, utility, utility_gate
+from fairfd.evaluation.related_metrics import group_rates, peer_metrics
+from fairfd.method.fairness import OFFICIAL, PAPER, fairness
+from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 CASES = ("full", "uneven", "one_approach", "two_groups", "allfake", "allreal", "ties", "empty_cell")

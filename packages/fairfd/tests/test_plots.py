@@ -6,8 +6,15 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from fairfd.audit_results import ApproachResult, Interval, SubjectsCurve, SubjectsPoint
-from fairfd.plots import DetectorPoint, accuracy_heat_map, best, gap_bars, subjects_plot, utility_fairness_scatter
+from fairfd.evaluation.audit.record import ApproachResult, Interval, SubjectsCurve, SubjectsPoint
+from fairfd.evaluation.report.figures import (
+    DetectorPoint,
+    accuracy_heat_map,
+    best,
+    gap_bars,
+    subjects_plot,
+    utility_fairness_scatter,
+)
 
 GAP = Interval(0.2, 0.15, 0.1, 0.22)
 

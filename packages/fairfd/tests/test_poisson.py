@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairfd.poisson import membrane, poisson_blend, poisson_blend_mixed
+from fairfd.data.faces.poisson_blending import membrane, poisson_blend, poisson_blend_mixed
 
 
 def pictures(

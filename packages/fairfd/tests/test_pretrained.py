@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fairfd.detectors import create_detector
-from fairfd.detectors.capsule import CAPSULES, CapsuleDetector, squash, statistics
-from fairfd.detectors.pretrained import (
+from fairfd.models.detectors import create_detector
+from fairfd.models.detectors.capsule import CAPSULES, CapsuleDetector, squash, statistics
+from fairfd.models.detectors.pretrained import (
     DEEPFAKEBENCH,
     from_deepfakebench,
     imagenet_backbone,

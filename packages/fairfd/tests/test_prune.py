@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from fairfd.prune import (
+from fairfd.method.pruning import (
     MEAN_OF_NORM,
     NORM_OF_MEAN,
     STATISTICS,
@@ -28,7 +28,7 @@ from fairfd.prune import (
     roba_score,
     weig_score,
 )
-from fairfd.pruning_masks import PruningRecord, read_masks, write_masks
+from fairfd.training.masks import PruningRecord, read_masks, write_masks
 from tenfold.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "bpfa.npz")

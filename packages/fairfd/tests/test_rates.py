@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairfd.rates import RateTable
+from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 CASES = ("full", "uneven", "one_approach", "two_groups", "allfake", "allreal", "ties", "empty_cell")

@@ -7,8 +7,8 @@ import torch
 from timm.models.xception import SeparableConv2d
 from torch import Tensor
 
-from fairfd.detectors.ffd import FfdDetector
-from fairfd.detectors.recce import (
+from fairfd.models.detectors.ffd import FfdDetector
+from fairfd.models.detectors.recce import (
     Decoder,
     GraphReasoning,
     GuidedAttention,

@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fairfd.audit_results import Audit
-from fairfd.auditing import audit
-from fairfd.gates import parse_limits
-from fairfd.metrics import METRIC_NAMES
-from fairfd.report import Report, read_audits
-from fairfd.report_page import make_page
-from fairfd.report_verdict import verdict
-from fairfd.score_table import ScoreTable
+from fairfd.evaluation.audit.limits import parse_limits
+from fairfd.evaluation.audit.record import Audit
+from fairfd.evaluation.audit.run import audit
+from fairfd.evaluation.report.page import make_page
+from fairfd.evaluation.report.report import Report, read_audits
+from fairfd.evaluation.report.verdict import verdict
+from fairfd.evaluation.scores.score_table import ScoreTable
+from fairfd.method.fairness import METRIC_NAMES
 from tenfold.errors import UserError
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fairfd.metrics import fairness
-from fairfd.score_table import ScoreTable, to_metric_frame, write_score_tables
-from fairfd.scores import ScoreFormat, read_score_tables, read_scores
+from fairfd.evaluation.scores.files import ScoreFormat, read_score_tables, read_scores
+from fairfd.evaluation.scores.score_table import ScoreTable, to_metric_frame, write_score_tables
+from fairfd.method.fairness import fairness
 from tenfold.errors import UserError
 
 HEADER = ("image", "identity", "group", "approach", "label", "score")
@@ -314,7 +314,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr("fairfd.score_table._rows", fails)
+    monkeypatch.setattr("fairfd.evaluation.scores.score_table._rows", fails)
     with pytest.raises(RuntimeError):
         table.write(target)
     assert [path.name for path in tmp_path.iterdir()] == ["s.csv"]

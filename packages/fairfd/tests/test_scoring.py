@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fairfd.dataset import ManifestDataset
-from fairfd.detectors import create_detector
-from fairfd.detectors.wrap import wrap
-from fairfd.manifest import Manifest, Sample
-from fairfd.scoring import probabilities, score
+from fairfd.data.datasets import ManifestDataset
+from fairfd.data.manifest.manifest import Manifest, Sample
+from fairfd.evaluation.scores.inference import probabilities, score
+from fairfd.models.detectors import create_detector
+from fairfd.models.detectors.wrapping import wrap
 from tenfold import UserError
 
 SIZE = 16

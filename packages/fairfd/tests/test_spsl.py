@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairfd.detectors.spsl import mean_over_rgb, phase_image, with_phase
+from fairfd.models.detectors.spsl import mean_over_rgb, phase_image, with_phase
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "spsl_phase.npz")
 

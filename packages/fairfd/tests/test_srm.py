@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairfd.detectors.srm import (
+from fairfd.models.detectors.srm import (
     ChannelAttention,
     DualCrossModalAttention,
     Fusion,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairfd.thresholds import best_threshold, calibration_split, group_thresholds, threshold_audit
+from fairfd.evaluation.audit.thresholds import best_threshold, calibration_split, group_thresholds, threshold_audit
 from tenfold.errors import UserError
 
 

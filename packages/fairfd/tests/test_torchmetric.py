@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd.metrics import METRIC_NAMES, PAPER, fairness
-from fairfd.rates import RateTable
-from fairfd.torchmetric import FairFDMetric
-from fairfd.uncertainty import bootstrap
+from fairfd.evaluation.audit.uncertainty import bootstrap
+from fairfd.evaluation.fairness import FairFDMetric
+from fairfd.method.fairness import METRIC_NAMES, PAPER, fairness
+from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 NAMES = ("scores", "labels", "group", "approach", "identity")

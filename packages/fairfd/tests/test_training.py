@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fairfd.batches import plan_epoch
-from fairfd.dataset import ArrayDataset
-from fairfd.detectors import create_detector, load_detector
-from fairfd.detectors.base import Detector, TrainBatch
-from fairfd.detectors.wrap import wrap
-from fairfd.manifest import Manifest, Sample
-from fairfd.recipe import TrainConfig
-from fairfd.training import Progress, load_checkpoint, save_checkpoint, train
+from fairfd.config import TrainConfig
+from fairfd.data.datasets import ArrayDataset
+from fairfd.data.manifest.manifest import Manifest, Sample
+from fairfd.models.detectors import create_detector, load_detector
+from fairfd.models.detectors.detector import Detector, TrainBatch
+from fairfd.models.detectors.wrapping import wrap
+from fairfd.training.loop import Progress, load_checkpoint, save_checkpoint, train
+from fairfd.training.samplers import plan_epoch
 from tenfold import UserError
 from tenfold.config import load_preset, preset_names
 
@@ -275,7 +275,7 @@ class Recorder(Detector):
         self.seen: list[TrainBatch] = []
 
     def detect(self, x: Tensor) -> Any:
-        from fairfd.detectors.base import DetectorOutput
+        from fairfd.models.detectors.detector import DetectorOutput
 
         features = x.mean((2, 3))
         return DetectorOutput(self.fc(features), features)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairfd.detectors.ucf import ConditionalDecoder, Head, adain, reconstruction_loss, require_pairs
+from fairfd.models.detectors.ucf import ConditionalDecoder, Head, adain, reconstruction_loss, require_pairs
 from tenfold import UserError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "ffd_recce_ucf_modules.npz")

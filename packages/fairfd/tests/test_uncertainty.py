@@ -5,11 +5,9 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import kstest
 
-from fairfd.metrics import METRIC_NAMES, OFFICIAL, PAPER, fairness, spread
-from fairfd.ranking import rank_probabilities, rank_shares
-from fairfd.rates import RateTable
-from fairfd.resampling import FLOAT32_WHOLE, bootstrap_counts, permuted_counts, weighted_counts
-from fairfd.uncertainty import (
+from fairfd.evaluation.audit.ranking import rank_probabilities, rank_shares
+from fairfd.evaluation.audit.resampling import FLOAT32_WHOLE, bootstrap_counts, permuted_counts, weighted_counts
+from fairfd.evaluation.audit.uncertainty import (
     approach_gaps,
     bootstrap,
     difference,
@@ -17,6 +15,8 @@ from fairfd.uncertainty import (
     permutation_test,
     small_group_warnings,
 )
+from fairfd.method.fairness import METRIC_NAMES, OFFICIAL, PAPER, fairness, spread
+from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 AADPD = METRIC_NAMES.index("AADPD")

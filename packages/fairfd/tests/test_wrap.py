@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairfd.detectors import create_detector, load_detector
-from fairfd.detectors.base import TrainBatch
-from fairfd.detectors.wrap import LinearProbe, as_detector, fake_label_index, wrap, wrap_pipeline
+from fairfd.models.detectors import create_detector, load_detector
+from fairfd.models.detectors.detector import TrainBatch
+from fairfd.models.detectors.wrapping import LinearProbe, as_detector, fake_label_index, wrap, wrap_pipeline
 from tenfold import UserError
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ jaxtyping.install_import_hook("instructbrush", "beartype.beartype")
 @pytest.fixture(scope="session")
 def sizes():
     """Of a network that takes milliseconds."""
-    from instructbrush.recipes import Sizes
+    from instructbrush.training.presets import Sizes
 
     return Sizes(
         side=32, latent_channels=8, channels=16, text_width=32, text_layers=1, vision_width=32, vision_layers=1
@@ -21,10 +21,10 @@ def tiny_model(sizes):
     """An untrained editor of the embedded kind."""
     import torch
 
-    from instructbrush.tiny.models import build_clip, build_unet, text_tower
-    from instructbrush.tiny.patches import PatchAutoencoder
-    from instructbrush.tiny.storage import TinyModel
-    from instructbrush.tiny.vocabulary import build_tokenizer
+    from instructbrush.data.vocabulary import build_tokenizer
+    from instructbrush.models.autoencoders import PatchAutoencoder
+    from instructbrush.models.checkpoints import TinyModel
+    from instructbrush.models.networks import build_clip, build_unet, text_tower
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -44,7 +44,7 @@ def pipe(tiny_model):
 @pytest.fixture(scope="session")
 def model_folder(tiny_model, tmp_path_factory):
     """The editor on disk."""
-    from instructbrush.tiny.storage import save_tiny
+    from instructbrush.models.checkpoints import save_tiny
 
     folder = tmp_path_factory.mktemp("editor") / "model"
     save_tiny(folder, tiny_model)
@@ -56,7 +56,7 @@ def pairs():
     """Four pairs of 32 pixels whose edit is a change of tone."""
     import torch
 
-    from instructbrush.pairs import PairSet
+    from instructbrush.data.datasets import PairSet
 
     before = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     return PairSet(tuple("abcd"), before, (before * torch.tensor([0.9, 0.6, 0.3])[:, None, None]).clamp(0, 1))

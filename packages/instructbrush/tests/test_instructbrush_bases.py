@@ -29,8 +29,8 @@ from instructbrush import (
     learn_instruction,
     load_editor,
 )
-from instructbrush.instruction import fingerprint
-from instructbrush.tiny.vocabulary import build_tokenizer
+from instructbrush.data.vocabulary import build_tokenizer
+from instructbrush.models.instruction import fingerprint
 from tenfold.errors import UserError
 
 CONFIG = LearnConfig(steps=2, batch_size=2, tokens=4, partitions=2, learning_rate=0.01)

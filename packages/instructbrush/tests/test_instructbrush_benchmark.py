@@ -25,14 +25,14 @@ from instructbrush import (
     run_bench,
     summarise,
 )
-from instructbrush.benchmarking import contact_sheet
-from instructbrush.editing import apply_instruction, plan
-from instructbrush.instruction import Instruction
-from instructbrush.pairs import folder_pairs, named_pairs, read_rgb, rgb_of, squared
-from instructbrush.phrases import read_bank
-from instructbrush.recipes import ApplyOptions, PhraseOptions
-from instructbrush.scores import region_psnr
-from instructbrush.topbench import check
+from instructbrush.benchmark.comparison import contact_sheet
+from instructbrush.data.datasets import folder_pairs, named_pairs, read_rgb, rgb_of, squared
+from instructbrush.data.layouts import check
+from instructbrush.evaluation.metrics import region_psnr
+from instructbrush.method.phrases import read_bank
+from instructbrush.models.instruction import Instruction
+from instructbrush.pipeline.inference import apply_instruction, plan
+from instructbrush.training.presets import ApplyOptions, PhraseOptions
 from tenfold.errors import UserError
 from tenfold.images import write_image
 from tenfold.runs import RunFolder
@@ -200,7 +200,7 @@ def test_a_run_is_scored_summed_up_and_not_done_twice(
     mean, low, high = summary["all"]["kv"]["psnr"]
     assert low <= mean <= high
     assert set(summary) == {"all", "global", "local"}
-    monkeypatch.setattr("instructbrush.benchmarking.learn_method", None)
+    monkeypatch.setattr("instructbrush.benchmark.comparison.learn_method", None)
     assert run_bench(*arguments, Scorer(editor.clip), folder) == rows
     with pytest.raises(UserError, match="there are copy"):
         run_bench(editor, bench, ("magic",), config, ApplyOptions(), Scorer(), folder)

@@ -26,10 +26,10 @@ from instructbrush import (
     psnr,
     ssim,
 )
-from instructbrush.injection import Attachment
-from instructbrush.objective import denoising_loss, diffusion_target
-from instructbrush.scores import direction_similarity, visual_direction
-from instructbrush.spaces import edit_direction, visii_direction_term
+from instructbrush.evaluation.metrics import direction_similarity, visual_direction
+from instructbrush.method.losses import denoising_loss, diffusion_target
+from instructbrush.method.parameterization import edit_direction, visii_direction_term
+from instructbrush.models.attention import Attachment
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:

@@ -24,11 +24,11 @@ from instructbrush import (
     psnr,
     ssim,
 )
-from instructbrush.clip_features import ClipFeatures, projected
-from instructbrush.injection import attachment_of, cross_attention_layers
-from instructbrush.instruction import encode_text
-from instructbrush.objective import diffusion_target, stratified_timesteps
-from instructbrush.sensitivity import fill_template, fitted_template, initial_instruction
+from instructbrush.method.losses import diffusion_target, stratified_timesteps
+from instructbrush.method.sensitivity import fill_template, fitted_template, initial_instruction
+from instructbrush.models.attention import attachment_of, cross_attention_layers
+from instructbrush.models.features import ClipFeatures, projected
+from instructbrush.models.instruction import encode_text
 from tenfold.errors import UserError
 
 TEXT = "turn red circle into blue square"
@@ -327,7 +327,7 @@ def test_projected_features_of_old_and_new_transformers(tiny_model: Any) -> None
         pooler_output = torch.ones(1, 2)
 
     assert torch.equal(projected(torch.ones(1, 2)), projected(Output()))
-    from instructbrush.tiny.models import clip_processor
+    from instructbrush.models.networks import clip_processor
 
     clip = ClipFeatures(tiny_model.clip, clip_processor(32), tiny_model.tokenizer)
     assert clip.images(torch.rand(2, 3, 40, 50)).shape == (2, 48)

@@ -24,17 +24,17 @@ from instructbrush import (
     learning_preset,
     load_editor,
 )
+from instructbrush.benchmark.baselines import METHODS, recipe_of
 from instructbrush.cli import app
-from instructbrush.clip_features import ClipFeatures
-from instructbrush.latents import LatentPairs
-from instructbrush.learning import InversionStep, PairBatch, draw_batch, initial_text, step_order
-from instructbrush.phrases import _bank_features, extract_phrases, read_bank
-from instructbrush.recipes import PhraseOptions
-from instructbrush.rivals import METHODS, recipe_of
-from instructbrush.scores import region_psnr
-from instructbrush.spaces import visii_direction_term
-from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
-from instructbrush.tiny.models import clip_processor
+from instructbrush.data.tasks import LEARNT, TESTED, bank, draw_pairs
+from instructbrush.evaluation.metrics import region_psnr
+from instructbrush.method.parameterization import visii_direction_term
+from instructbrush.method.phrases import _bank_features, extract_phrases, read_bank
+from instructbrush.models.features import ClipFeatures
+from instructbrush.models.networks import clip_processor
+from instructbrush.training.datasets import LatentPairs
+from instructbrush.training.learner import InversionStep, PairBatch, draw_batch, initial_text, step_order
+from instructbrush.training.presets import PhraseOptions
 from tenfold.cli import run
 from tenfold.errors import UserError
 from tenfold.images import write_image
@@ -294,7 +294,7 @@ def test_two_processes_learn_what_one_does(
     # One start of the interpreter for both: the processes are forked after the imports.
     script = (
         "from accelerate import debug_launcher; from instructbrush.cli import app; from tenfold.cli import run;"
-        "import instructbrush.base, instructbrush.learning;"
+        "import instructbrush.models.backbones, instructbrush.learning;"
         f"debug_launcher(run, (app, {[*common, '-o', 'two.safetensors', '--run-folder', 'run-two']!r}))"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

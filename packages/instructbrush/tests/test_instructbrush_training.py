@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-import instructbrush.training as module
+import instructbrush.training.pretraining as module
 from instructbrush import PatchAutoencoder, TrainConfig, load_editor, train
-from instructbrush.recipes import BaseOptions
-from instructbrush.tiny.contrastive import contrastive_loss
-from instructbrush.tiny.effects import EFFECTS, LEARNT, TESTED, bank, draw_pairs
-from instructbrush.tiny.examples import draw_captioned, draw_edit
-from instructbrush.tiny.photographs import PhotoBank, training_photographs
-from instructbrush.tiny.scenes import random_scene, render
-from instructbrush.tiny.storage import shipped_model
-from instructbrush.tiny.styles import STYLES
-from instructbrush.tiny.vocabulary import COLOURS, WORDS, build_tokenizer
+from instructbrush.data.image_banks import PhotoBank, training_photographs
+from instructbrush.data.samplers import draw_captioned, draw_edit
+from instructbrush.data.synthetic import random_scene, render
+from instructbrush.data.tasks import EFFECTS, LEARNT, TESTED, bank, draw_pairs
+from instructbrush.data.transforms import STYLES
+from instructbrush.data.vocabulary import COLOURS, WORDS, build_tokenizer
+from instructbrush.models.checkpoints import shipped_model
+from instructbrush.training.contrastive import contrastive_loss
+from instructbrush.training.presets import BaseOptions
 from tenfold.config import load_preset
 from tenfold.errors import UserError
 from tenfold.runs import RunFolder

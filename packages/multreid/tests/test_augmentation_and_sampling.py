@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from multreid.augmentation import (
+from multreid.data.samplers import sample_instances, stage_one_batches, stage_two_batches
+from multreid.data.transforms import (
     IMAGENET_MEAN,
     augment,
     augment_channels,
@@ -14,7 +15,6 @@ from multreid.augmentation import (
     normalise,
     shift_and_flip,
 )
-from multreid.sampling import sample_instances, stage_one_batches, stage_two_batches
 from tenfold import UserError
 
 

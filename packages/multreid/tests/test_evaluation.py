@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from multreid import evaluation
 from multreid.config import EvalConfig
-from multreid.evaluation import evaluate
-from multreid.layouts import Crops
-from multreid.networks import TwoStreamResNet
+from multreid.data.layouts import Crops
+from multreid.evaluation import protocols as evaluation
+from multreid.evaluation.protocols import evaluate
+from multreid.models.networks import TwoStreamResNet
 
 TRIALS, QUERIES, GALLERY, PEOPLE = 3, 30, 50, 12
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multreid import jaccard
-from multreid.jaccard import jaccard_distance, jaccard_similarity
-from multreid.neighbours import nearest
+from multreid.method import jaccard
+from multreid.method.jaccard import jaccard_distance, jaccard_similarity
+from multreid.method.nearest_neighbors import nearest
 from tenfold import UserError
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from multreid.config import EvalConfig
-from multreid.crops import CropSet, duplicated
-from multreid.evaluation import convention_of, trials_of
-from multreid.layouts import (
+from multreid.data.datasets import CropSet, duplicated
+from multreid.data.layouts import (
     folder_crops,
     llcm_test,
     llcm_training,
@@ -17,6 +16,7 @@ from multreid.layouts import (
     sysu_test,
     sysu_training,
 )
+from multreid.evaluation.protocols import convention_of, trials_of
 from tenfold import UserError
 from tenfold.images import write_image
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multreid.memory import ClusterMemory, momentum_update
-from multreid.objectives import (
+from multreid.method.losses import (
     Memories,
     Targets,
     Views,
@@ -15,6 +14,7 @@ from multreid.objectives import (
     stage_one_loss,
     visible_space_loss,
 )
+from multreid.method.memory import ClusterMemory, momentum_update
 
 
 @pytest.fixture(scope="module")

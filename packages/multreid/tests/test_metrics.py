@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multreid.metrics import VisibleInfraredReID, left_out, reid_scores
+from multreid.evaluation.metrics import VisibleInfraredReID, left_out, reid_scores
 from tenfold import UserError
 
 

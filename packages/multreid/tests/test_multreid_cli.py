@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multreid.cli import app
-from multreid.pedestrians import two_modality_features, write_people
+from multreid.data.synthetic import two_modality_features, write_people
 from tenfold.cli import examples_of, run
 
 PACKAGE = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def bad_files(place) -> None:
-    from multreid.networks import TwoStreamResNet
+    from multreid.models.networks import TwoStreamResNet
 
     a = np.load(place / "a.npy")
     spoilt = a.copy()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from multreid.extraction import load_model
-from multreid.networks import GeM, NonLocalBlock, TwoStreamResNet, load_imagenet_weights, unit_features
+from multreid.models.features import load_model
+from multreid.models.networks import GeM, NonLocalBlock, TwoStreamResNet, load_imagenet_weights, unit_features
 from tenfold import UserError
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from multreid.clustering import assign_outliers, cluster_features, dbscan
-from multreid.jaccard import jaccard_similarity
-from multreid.matching import bilateral_hungarian, hungarian, match_centres, nearest_centre, transported_labels
-from multreid.pedestrians import two_modality_features
-from multreid.rivals import associate_by, without_heterogeneous_step, without_homogeneous_step
-from multreid.scores import pair_scores
+from multreid.benchmark import associate_by, without_heterogeneous_step, without_homogeneous_step
+from multreid.data.synthetic import two_modality_features
+from multreid.evaluation.pair_metrics import pair_scores
+from multreid.method.clustering import assign_outliers, cluster_features, dbscan
+from multreid.method.jaccard import jaccard_similarity
+from multreid.method.matching import bilateral_hungarian, hungarian, match_centres, nearest_centre, transported_labels
 from tenfold import UserError
 
 MATCHINGS = [nearest_centre, hungarian, match_centres, bilateral_hungarian]

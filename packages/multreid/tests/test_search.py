@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from multreid.contact_sheet import contact_sheet, ranked_paths
-from multreid.gallery import build_index, gallery_index, open_gallery, search_exact, search_index
-from multreid.neighbours import nearest, squared_distances
-from multreid.networks import TwoStreamResNet
-from multreid.pedestrians import write_people
-from multreid.plots import plot_labels, plot_scores
-from multreid.query import query_features
+from multreid.data.synthetic import write_people
+from multreid.evaluation.figures import plot_labels, plot_scores
+from multreid.evaluation.image_grid import contact_sheet, ranked_paths
+from multreid.method.nearest_neighbors import nearest, squared_distances
+from multreid.models.networks import TwoStreamResNet
+from multreid.pipeline.gallery import build_index, gallery_index, open_gallery, search_exact, search_index
+from multreid.pipeline.query import query_features
 from tenfold import UserError
 from tenfold.images import read_image, write_image
 

@@ -16,10 +16,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from multreid import training
 from multreid.config import TrainConfig
-from multreid.pedestrians import write_people
-from multreid.training import learning_rate, plan_epoch, train
+from multreid.data.synthetic import write_people
+from multreid.training import loop as training
+from multreid.training.loop import learning_rate, plan_epoch, train
 from tenfold import UserError
 from tenfold.config import load_preset
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from multreid import training
 from multreid.config import TrainConfig
-from multreid.pedestrians import write_people
-from multreid.training import train
+from multreid.data.synthetic import write_people
+from multreid.training import loop as training
+from multreid.training.loop import train
 from tenfold.config import load_preset
 
 LOSSES = ("stage_one_loss", "visible_space_loss", "infrared_space_loss")

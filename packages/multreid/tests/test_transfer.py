@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from multreid import kernel, transfer
-from multreid.jaccard import jaccard_similarity
-from multreid.pedestrians import two_modality_features
-from multreid.scores import pair_scores
-from multreid.transfer import (
+from multreid.data.synthetic import two_modality_features
+from multreid.evaluation.pair_metrics import pair_scores
+from multreid.method import label_transfer as transfer
+from multreid.method.jaccard import jaccard_similarity
+from multreid.method.label_transfer import (
     affinities,
     cluster_centres,
     heterogeneous_step,
@@ -20,6 +20,7 @@ from multreid.transfer import (
     start_labels,
     transfer_labels,
 )
+from multreid.method.transport import kernels as kernel
 from tenfold import UserError
 
 

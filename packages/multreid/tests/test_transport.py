@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from multreid import kernel, products, transport
-from multreid.neighbours import squared_distances
-from multreid.pedestrians import two_modality_features
-from multreid.transport import sinkhorn, sinkhorn_features
+from multreid.data.synthetic import two_modality_features
+from multreid.method import matrix_products as products
+from multreid.method.nearest_neighbors import squared_distances
+from multreid.method.transport import kernels as kernel
+from multreid.method.transport import sinkhorn as transport
+from multreid.method.transport.sinkhorn import sinkhorn, sinkhorn_features
 from tenfold import UserError
 
 

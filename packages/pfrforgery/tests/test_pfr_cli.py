@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfrforgery import demonstration
+from pfrforgery import demo as demonstration
 from pfrforgery.cli import app
-from pfrforgery.networks import TwoBranchDetector
+from pfrforgery.models.networks import TwoBranchDetector
 from tenfold.cli import examples_of, run
 from tenfold.data import to_tensor
 from tenfold.images import list_images, write_image

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfrforgery.client_data import EMBEDDED, DataRequest, client_data, count_clients, pooled_train
-from pfrforgery.forgeries import FAMILIES, forge
-from pfrforgery.hybrid import gather
-from pfrforgery.layouts import count_table, scan
-from pfrforgery.manifest import Row, read_manifest, write_manifest
-from pfrforgery.partitioning import Shares, partition, read_partition
-from pfrforgery.recipe import FederationConfig, from_run_config, round_rate, to_run_config
+from pfrforgery.config import FederationConfig, from_run_config, round_rate, to_run_config
+from pfrforgery.data.datasets import EMBEDDED, DataRequest, client_data, count_clients, pooled_train
+from pfrforgery.data.hybrid import gather
+from pfrforgery.data.layouts import count_table, scan
+from pfrforgery.data.manifest import Row, read_manifest, write_manifest
+from pfrforgery.data.partition import Shares, partition, read_partition
+from pfrforgery.data.synthetic.forgeries import FAMILIES, forge
 from tenfold import UserError
 from tenfold.images import write_image
 

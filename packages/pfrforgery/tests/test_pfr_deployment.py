@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pfrforgery.recipe import FederationConfig, to_run_config
-from pfrforgery.simulation import simulate
-from pfrforgery.stores import FileStore
+from pfrforgery.config import FederationConfig, to_run_config
+from pfrforgery.pipeline.simulation import simulate
+from pfrforgery.training.state import FileStore
 
 PACKAGE = Path(__file__).parents[1]
 SMALL = FederationConfig(
@@ -26,7 +26,7 @@ WARM = """
 import os, signal, sys
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
-import pfrforgery.client_side, pfrforgery.server_side
+import pfrforgery.training.client_app, pfrforgery.server_side
 programs = {"flwr-clientapp": flwr_clientapp, "flwr-serverapp": flwr_serverapp}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in os.fdopen(os.open(sys.argv[1], os.O_RDWR)):

@@ -13,18 +13,18 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from pfrforgery import algorithms
-from pfrforgery.algorithms import ALGORITHMS, create_detector
-from pfrforgery.client_data import DataRequest, client_data
-from pfrforgery.client_side import create_client_app
-from pfrforgery.in_process import run_in_process
-from pfrforgery.local_training import Turn, train_client
-from pfrforgery.networks import pick
-from pfrforgery.recipe import FederationConfig, round_rate, to_run_config
-from pfrforgery.server_side import create_server_app
-from pfrforgery.simulation import Federation, simulate
-from pfrforgery.stores import ContextStore, FileStore, PersonalState
-from pfrforgery.strategy import PartialFedAvg, Progress, RoundReport
+from pfrforgery.config import FederationConfig, round_rate, to_run_config
+from pfrforgery.data.datasets import DataRequest, client_data
+from pfrforgery.method import baselines as algorithms
+from pfrforgery.method.baselines import ALGORITHMS, create_detector
+from pfrforgery.models.networks import pick
+from pfrforgery.pipeline.simulation import Federation, simulate
+from pfrforgery.training.client_app import create_client_app
+from pfrforgery.training.local_grid import run_in_process
+from pfrforgery.training.local_training import Turn, train_client
+from pfrforgery.training.server_app import create_server_app
+from pfrforgery.training.state import ContextStore, FileStore, PersonalState
+from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -270,7 +270,7 @@ def failing(kind: str, client: int, in_round: int, config: FederationConfig = SM
     [("drops out", "cable"), ("is late", "no reply within"), ("sends NaN", "NaN or infinite")],
 )
 def test_a_failing_client_is_left_out_and_reported(kind: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfrforgery.in_process.time", CLOCK)
+    monkeypatch.setattr("pfrforgery.training.local_grid.time", CLOCK)
     config = replace(SMALL, timeout=1.0) if kind == "is late" else SMALL
     run = simulate(config, client_app=failing(kind, client=1, in_round=2))
     assert run.rounds[0].participants == [0, 1, 2]
@@ -402,7 +402,7 @@ def test_a_killed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.
     def killed(*_: object) -> None:
         raise PowerCutError
 
-    monkeypatch.setattr("pfrforgery.stores.save_file", killed)
+    monkeypatch.setattr("pfrforgery.training.state.save_file", killed)
     with pytest.raises(PowerCutError):
         store.save(PersonalState({"v": torch.ones(2)}, 2))
     assert list(store.rounds()) == [1]

@@ -9,8 +9,8 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional as F
 
-from pfrforgery.losses import adversarial_entropy, proximal_term
-from pfrforgery.networks import fake_probability
+from pfrforgery.method.losses import adversarial_entropy, proximal_term
+from pfrforgery.models.networks import fake_probability
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 

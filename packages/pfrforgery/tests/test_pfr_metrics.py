@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pfrforgery.metrics import binary_metrics, over_clients, video_scores
+from pfrforgery.evaluation.metrics import binary_metrics, over_clients, video_scores
 from tenfold import UserError
 
 Golden = Callable[[str], dict[str, np.ndarray]]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pfrforgery.algorithms import ALGORITHMS, create_detector, kept_names
-from pfrforgery.backbones import backbone_weights
-from pfrforgery.networks import TwoBranchDetector, load_exactly
-from pfrforgery.recipe import FederationConfig
+from pfrforgery.config import FederationConfig
+from pfrforgery.method.baselines import ALGORITHMS, create_detector, kept_names
+from pfrforgery.models.backbones import backbone_weights
+from pfrforgery.models.networks import TwoBranchDetector, load_exactly
 from tenfold import UserError
 
 

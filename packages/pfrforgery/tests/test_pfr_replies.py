@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from pfrforgery.in_process import run_in_process
-from pfrforgery.recipe import FederationConfig
-from pfrforgery.server_side import log_line
-from pfrforgery.strategy import PartialFedAvg, Progress, RoundReport
+from pfrforgery.config import FederationConfig
+from pfrforgery.training.local_grid import run_in_process
+from pfrforgery.training.server_app import log_line
+from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
 
 CONFIG = FederationConfig(evaluate_every=99)

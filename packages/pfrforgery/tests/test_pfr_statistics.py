@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from pfrforgery.statistics import mix_statistics, swap_content
+from pfrforgery.method.feature_statistics import mix_statistics, swap_content
 from tenfold import UserError
 
 Golden = Callable[[str], dict[str, np.ndarray]]

@@ -38,7 +38,7 @@ def seeded_unet() -> Any:
     """The 4-level UNet of the golden vectors."""
     from inspect import signature
 
-    from tadsr.networks import ResShiftUNet
+    from tadsr.models.networks import ResShiftUNet
 
     about = json.loads((GOLDEN / "unet4_taps.json").read_text())
     options = {key: value for key, value in about["config"].items() if key in signature(ResShiftUNet).parameters}
@@ -49,7 +49,7 @@ def seeded_unet() -> Any:
 @pytest.fixture
 def seeded_discriminator() -> Any:
     """The discriminator of the golden vectors, before its spectral norms have converged."""
-    from tadsr.discriminator import TimeAwareDiscriminator
+    from tadsr.models.discriminator import TimeAwareDiscriminator
 
     about = json.loads((GOLDEN / "discriminator.json").read_text())
     discriminator = TimeAwareDiscriminator((32, 64, 64, 128, 128), about["embed_dim"], about["c_dim"])

@@ -14,16 +14,17 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tadsr import converters, demonstration
-from tadsr import pipeline as pipeline_module
+from tadsr import demo as demonstration
 from tadsr.cli import app
-from tadsr.compact import CompactDenoiser
-from tadsr.evaluation import bicubic, evaluate, load_pair
-from tadsr.layouts import read_set
+from tadsr.data.layouts import read_set
+from tadsr.data.transforms import to_eight_bits
+from tadsr.evaluation.protocols import bicubic, evaluate, load_pair
 from tadsr.loading import WEIGHTS
-from tadsr.networks import ResShiftUNet
-from tadsr.pipeline import TADSRPipeline
-from tadsr.resampling import to_eight_bits
+from tadsr.models import pretrained as converters
+from tadsr.models.compact import CompactDenoiser
+from tadsr.models.networks import ResShiftUNet
+from tadsr.pipeline import pipeline as pipeline_module
+from tadsr.pipeline.pipeline import TADSRPipeline
 from tenfold import UserError
 from tenfold.cli import examples_of, run
 from tenfold.images import read_picture, write_image

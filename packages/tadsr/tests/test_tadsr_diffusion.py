@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tadsr.diffusion import (
+from tadsr.data.transforms import enlarge
+from tadsr.method.losses import sinsr_losses
+from tadsr.models.diffusion import (
     ResShiftScheduler,
     ancestral_sample,
     kept_steps,
@@ -13,8 +15,6 @@ from tadsr.diffusion import (
     sqrt_eta_schedule,
     teacher_solve,
 )
-from tadsr.distillation import sinsr_losses
-from tadsr.resampling import enlarge
 
 CLAMP = 0.001**0.5
 CONFIGS = {

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tadsr.diffusion import ResShiftScheduler, one_step_sample
-from tadsr.discriminator import MultipleDiscriminator, TimeAwareDiscriminator, hinge_d, hinge_g, mean_logit
-from tadsr.distillation import (
+from tadsr.method.losses import (
     gradient_loss,
     hsd_gradient,
     regression_loss,
@@ -18,6 +16,8 @@ from tadsr.distillation import (
     sds_gradient,
     vsd_gradient,
 )
+from tadsr.models.diffusion import ResShiftScheduler, one_step_sample
+from tadsr.models.discriminator import MultipleDiscriminator, TimeAwareDiscriminator, hinge_d, hinge_g, mean_logit
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,11 +9,11 @@ import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.embeddings import get_timestep_embedding
 
-from tadsr.autoencoders import FaceVQModel, IdentityAutoencoder, PixelUnshuffleAutoencoder, vq_f4
-from tadsr.compact import CompactDenoiser
-from tadsr.converters import FAMILIES, clean, read_checkpoint, unet_from_resshift, vq_from_resshift, vq_key
-from tadsr.networks import ResShiftUNet
-from tadsr.swin import published_mask, shift_mask, to_windows
+from tadsr.models.attention import published_mask, shift_mask, to_windows
+from tadsr.models.autoencoders import FaceVQModel, IdentityAutoencoder, PixelUnshuffleAutoencoder, vq_f4
+from tadsr.models.compact import CompactDenoiser
+from tadsr.models.networks import ResShiftUNet
+from tadsr.models.pretrained import FAMILIES, clean, read_checkpoint, unet_from_resshift, vq_from_resshift, vq_key
 from tenfold import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tadsr.colour import fix_colours
-from tadsr.degradation import degrade
-from tadsr.degradation.jpeg import jpeg_simulated
-from tadsr.degradation.kernels import filter_batch, gaussian_kernel, plateau_kernel, sinc_kernel
-from tadsr.metrics import (
+from tadsr.data.degradation import degrade
+from tadsr.data.degradation.jpeg import jpeg_simulated
+from tadsr.data.degradation.kernels import filter_batch, gaussian_kernel, plateau_kernel, sinc_kernel
+from tadsr.data.transforms import enlarge, matlab_resize
+from tadsr.evaluation.metrics import (
     gradient_magnitude_deviation,
     high_frequency_energy_ratio,
     low_resolution_error,
@@ -18,8 +18,8 @@ from tadsr.metrics import (
     sliced_wasserstein,
     ssim,
 )
-from tadsr.resampling import enlarge, matlab_resize
-from tadsr.tiling import pad_to_multiple, run_tiled, tile_starts
+from tadsr.method.color_matching import fix_colours
+from tadsr.pipeline.tiling import pad_to_multiple, run_tiled, tile_starts
 
 
 def image(array):

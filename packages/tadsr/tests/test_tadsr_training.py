@@ -13,16 +13,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tadsr.architectures import create_network, create_scheduler
-from tadsr.autoencoders import IdentityAutoencoder
-from tadsr.data import CropDraws, refuse_overlap, training_pictures
-from tadsr.distiller import TIMES_D, TIMES_H, Distiller
-from tadsr.loop import Batch, fit, learning_rate_at, restore, update_ema
-from tadsr.networks import ResShiftUNet
-from tadsr.pipeline import TADSRPipeline
-from tadsr.recipes import DistillConfig, TeacherConfig
-from tadsr.teacher import TeacherTraining
-from tadsr.training import distill, train_teacher
+from tadsr.config import DistillConfig, TeacherConfig
+from tadsr.data.datasets import CropDraws, refuse_overlap, training_pictures
+from tadsr.models.autoencoders import IdentityAutoencoder
+from tadsr.models.networks import ResShiftUNet
+from tadsr.models.registry import create_network, create_scheduler
+from tadsr.pipeline.pipeline import TADSRPipeline
+from tadsr.training.loop import Batch, fit, learning_rate_at, restore, update_ema
+from tadsr.training.run import distill, train_teacher
+from tadsr.training.step import TIMES_D, TIMES_H, Distiller
+from tadsr.training.teacher import TeacherTraining
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.images import write_image
@@ -362,8 +362,8 @@ def test_two_processes_train_as_one(photos, teacher, tmp_path):
     script = f"""
 from pathlib import Path
 from accelerate import debug_launcher
-from tadsr.recipes import TeacherConfig
-from tadsr.training import train_teacher
+from tadsr.config import TeacherConfig
+from tadsr.training.run import train_teacher
 recipe = TeacherConfig(**{COMMON!r}, steps=4, network="tiny")
 debug_launcher(lambda: train_teacher([Path({str(photos)!r})], recipe, Path({str(tmp_path / "run")!r}), device="cpu"))
 """

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tenfold.cli import examples_of, run
-from twinsight import demonstration
+from twinsight import demo as demonstration
 from twinsight.cli import app
 
 FAST = ("--rounds", "2", "--clients-per-round", "3")
@@ -188,7 +188,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_ctrl_c_leaves_a_run_that_goes_on(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import twinsight.federation as federation
+    import twinsight.training.loop as federation
 
     monkeypatch.chdir(workplace)
     original = federation.save_checkpoint

@@ -19,10 +19,10 @@ from PIL import Image
 
 from tenfold.config import load_preset
 from tenfold.runs import RunFolder
-from twinsight.client_app import make_client_app
-from twinsight.config import SERVER_KEYS, FederationConfig, from_run_config
-from twinsight.federation import federate, load_model
-from twinsight.local_grid import LocalGrid
+from twinsight.config.config import SERVER_KEYS, FederationConfig, from_run_config
+from twinsight.training.client_app import make_client_app
+from twinsight.training.local_grid import LocalGrid
+from twinsight.training.loop import federate, load_model
 
 PACKAGE = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -72,7 +72,7 @@ import os, signal, sys
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
 import sklearn.datasets, torchvision.datasets
-import twinsight.client_app, twinsight.server_app
+import twinsight.training.client_app, twinsight.server_app
 programs = {"flwr-clientapp": flwr_clientapp, "flwr-serverapp": flwr_serverapp}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in os.fdopen(os.open(sys.argv[1], os.O_RDWR)):

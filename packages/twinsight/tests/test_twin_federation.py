@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 
 from tenfold import UserError
 from tenfold.config import load_preset
-from twinsight.aggregation import weighted_average
-from twinsight.client_app import make_client_app
-from twinsight.comparison import arm_config, compare
-from twinsight.config import FederationConfig, from_run_config
-from twinsight.data import Pictures, load
-from twinsight.federation import accuracy, load_model, rounds_to
-from twinsight.local_grid import LocalGrid
-from twinsight.local_training import local_round
-from twinsight.networks import TwinModel, build_model
-from twinsight.partition import client_data, draw_partition, partition_of
-from twinsight.simulation import simulate
-from twinsight.strategy import TwinStrategy
+from twinsight.benchmark import arm_config, compare
+from twinsight.config.config import FederationConfig, from_run_config
+from twinsight.data.datasets import Pictures, load
+from twinsight.data.partition import client_data, draw_partition, partition_of
+from twinsight.method.aggregation import weighted_average
+from twinsight.models import TwinModel, build_model
+from twinsight.pipeline.simulation import simulate
+from twinsight.training.client_app import make_client_app
+from twinsight.training.local_grid import LocalGrid
+from twinsight.training.local_training import local_round
+from twinsight.training.loop import accuracy, load_model, rounds_to
+from twinsight.training.strategy import TwinStrategy
 
 TINY = load_preset("twinsight", "tiny", FederationConfig, "simulate", rounds=3, clients_per_round=3)
 
@@ -125,7 +125,7 @@ def test_a_run_leaves_its_configuration_log_result_and_model(finished: Path) -> 
 
 
 def test_resumed_is_uninterrupted(finished: Path, tmp_path: Path) -> None:
-    import twinsight.federation as federation
+    import twinsight.training.loop as federation
 
     stopped = tmp_path / "stopped"
     original, calls = federation.save_checkpoint, []
@@ -286,7 +286,7 @@ def test_a_node_with_its_own_folder_uses_it(tmp_path: Path) -> None:
     assert [(each.client, each.labelled, each.samples) for each in strategy.members] == [(0, 6, 6), (1, 0, 6)]
     (tmp_path / "11").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "11/0.png")
-    from twinsight.client_app import own_data
+    from twinsight.training.client_app import own_data
 
     with pytest.raises(ValueError, match="11 are not among"):
         own_data(config, str(tmp_path), True, tuple("0123456789x"))

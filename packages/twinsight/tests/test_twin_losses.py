@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsight.instance_discrimination import byol_distance, byol_loss, negative_cosine, nt_xent_loss, simsiam_loss
-from twinsight.neighbourhood import cosine_gram, neighbourhood_preserving_loss, pair_count
-from twinsight.pseudo_labels import FreeMatchThreshold, consistency_loss, fixmatch_loss, freematch_loss
+from twinsight.method.contrastive import byol_distance, byol_loss, negative_cosine, nt_xent_loss, simsiam_loss
+from twinsight.method.neighborhood import cosine_gram, neighbourhood_preserving_loss, pair_count
+from twinsight.method.pseudo_labels import FreeMatchThreshold, consistency_loss, fixmatch_loss, freematch_loss
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 FILES = pytest.mark.parametrize("name", ["losses_a", "losses_b"])

@@ -16,11 +16,11 @@ from tenfold import UserError
 from tenfold.config import load_preset
 from tenfold.federated import rejections_for_log
 from tenfold.runs import RunFolder
-from twinsight.client_app import make_client_app
-from twinsight.config import FederationConfig
-from twinsight.federation import federate
-from twinsight.local_grid import LocalGrid
-from twinsight.strategy import TwinStrategy
+from twinsight.config.config import FederationConfig
+from twinsight.training.client_app import make_client_app
+from twinsight.training.local_grid import LocalGrid
+from twinsight.training.loop import federate
+from twinsight.training.strategy import TwinStrategy
 
 CONFIG = load_preset(
     "twinsight",
@@ -335,7 +335,7 @@ def test_a_client_that_is_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr("twinsight.local_grid.time", clock)
+    monkeypatch.setattr("twinsight.training.local_grid.time", clock)
 
     def dawdle(draft: Draft, _: int) -> None:
         clock.now += 100.0 * draft.client

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsight.aggregation import weighted_average
-from twinsight.config import FederationConfig
-from twinsight.data import Pictures
-from twinsight.local_training import batches, endless, local_round, round_weights
-from twinsight.networks import TwinModel, build_encoder, build_model
-from twinsight.objectives import (
+from twinsight.config.config import FederationConfig
+from twinsight.data.datasets import Pictures
+from twinsight.data.partition import ClientData, split_labels
+from twinsight.data.transforms import ViewMaker, geometric, rand_augment, random_flip, random_shift
+from twinsight.method.aggregation import weighted_average
+from twinsight.method.losses import (
     Weights,
     gradient_cosine,
     labelled_loss,
@@ -21,9 +21,9 @@ from twinsight.objectives import (
     proximal_term,
     unlabelled_loss,
 )
-from twinsight.partition import ClientData, split_labels
-from twinsight.pseudo_labels import FreeMatchThreshold
-from twinsight.views import ViewMaker, geometric, rand_augment, random_flip, random_shift
+from twinsight.method.pseudo_labels import FreeMatchThreshold
+from twinsight.models import TwinModel, build_encoder, build_model
+from twinsight.training.local_training import batches, endless, local_round, round_weights
 
 CONFIG = FederationConfig(encoder="small", batch_size=8, learning_rate=0.05, precision="float32", rounds=10)
 VIEWS = ViewMaker(pad=1, flip=False, strong="geometric")
@@ -152,7 +152,7 @@ def test_the_losses_are_the_sums_that_they_say() -> None:
 
 
 def test_the_constraint_compares_weak_views_before_projector_and_head() -> None:
-    from twinsight.neighbourhood import neighbourhood_preserving_loss
+    from twinsight.method.neighborhood import neighbourhood_preserving_loss
 
     model = build_model(CONFIG, 4).train()
     weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)

@@ -11,15 +11,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tenfold import UserError
-from vptnsp.applying import fit_folder, predict_pictures
-from vptnsp.backbones import build_backbone, class_texts
-from vptnsp.clip_head import TEMPLATES
-from vptnsp.clip_tower import ClipTower
-from vptnsp.closed_form import timm_features
-from vptnsp.config import LearnerConfig, TrainConfig
-from vptnsp.learner import NSPLearner
-from vptnsp.prompted_vit import image_size, normalisation
-from vptnsp.training import run_closed_form, run_prompts
+from vptnsp.config.config import LearnerConfig, TrainConfig
+from vptnsp.method.baselines import timm_features
+from vptnsp.models.backbones import build_backbone, class_texts
+from vptnsp.models.clip.backbones import ClipTower
+from vptnsp.models.clip.heads import TEMPLATES
+from vptnsp.models.networks import image_size, normalisation
+from vptnsp.pipeline.inference import fit_folder, predict_pictures
+from vptnsp.training.learner import NSPLearner
+from vptnsp.training.run import run_closed_form, run_prompts
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_timm_weights_from_a_file(tmp_path):
 
 
 def test_the_embedded_backbone_ships_with_trained_weights():
-    from vptnsp.embedded import embedded_architecture, embedded_backbone
+    from vptnsp.models.compact import embedded_architecture, embedded_backbone
 
     trained, fresh = embedded_backbone(), embedded_architecture()
     assert sum(parameter.numel() for parameter in trained.parameters()) == sum(p.numel() for p in fresh.parameters())

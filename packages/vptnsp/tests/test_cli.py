@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tenfold import UserError
 from tenfold.cli import examples_of, run
 from tenfold.config import load_preset
-from vptnsp.backbones import build_backbone
 from vptnsp.cli import app
-from vptnsp.config import TrainConfig
-from vptnsp.training import compare
+from vptnsp.config.config import TrainConfig
+from vptnsp.models.backbones import build_backbone
+from vptnsp.training.run import compare
 
 
 def call(*arguments: str) -> int:
@@ -182,7 +182,7 @@ def test_two_processes_learn_the_same_as_one(workplace, capfd):
 
 
 def test_pretraining_writes_a_backbone_and_resumes_to_the_same_weights(workplace, monkeypatch):
-    import vptnsp.pretraining as pretraining
+    import vptnsp.training.pretraining as pretraining
 
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
@@ -208,7 +208,7 @@ def test_pretraining_writes_a_backbone_and_resumes_to_the_same_weights(workplace
 
 
 def test_the_demo_draws_pictures(workplace, monkeypatch, capsys):
-    import vptnsp.demonstration as demonstration
+    import vptnsp.demo as demonstration
 
     # The rivals are the same loop again; three rows are enough here.
     monkeypatch.setattr(demonstration, "DEMO_METHODS", ("nsp2", "seq", "ncm"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vptnsp.prompts import PromptedAttention
+from vptnsp.models.attention import PromptedAttention
 
 KINDS = ("random", "paperB1", "paperB1B2", "alphaB1_paperB2", "alphaB1_sigmaB2")
 

@@ -11,16 +11,16 @@ import pytest
 import timm
 import torch
 
-import vptnsp.prompted_vit as prompted_vit
+import vptnsp.models.networks as prompted_vit
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.runs import RunFolder
-from vptnsp.backbones import build_backbone
-from vptnsp.checkpoints import load_checkpoint
-from vptnsp.config import LearnerConfig, PretrainConfig, TrainConfig
-from vptnsp.learner import NSPLearner
-from vptnsp.prompted_vit import PromptedViT
-from vptnsp.training import run_prompts
+from vptnsp.config.config import LearnerConfig, PretrainConfig, TrainConfig
+from vptnsp.models.backbones import build_backbone
+from vptnsp.models.networks import PromptedViT
+from vptnsp.training.checkpoints import load_checkpoint
+from vptnsp.training.learner import NSPLearner
+from vptnsp.training.run import run_prompts
 
 CONFIG = LearnerConfig(epochs=1, repeats=1, batch_size=4, temperature=1.0, precision="float32")
 

@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
 from tenfold.runs import RunFolder
-from vptnsp import training
-from vptnsp.closed_form import NearestClassMean, RandomProjectionRidge
-from vptnsp.config import LearnerConfig, TrainConfig
-from vptnsp.heads import TaskHeads
-from vptnsp.learner import NSPLearner
-from vptnsp.methods import METHODS, for_method
-from vptnsp.prompted_vit import PromptedViT, check_images
-from vptnsp.training import compare, run_prompts
+from vptnsp.config.config import LearnerConfig, TrainConfig
+from vptnsp.config.methods import METHODS, for_method
+from vptnsp.method.baselines import NearestClassMean, RandomProjectionRidge
+from vptnsp.models.heads import TaskHeads
+from vptnsp.models.networks import PromptedViT, check_images
+from vptnsp.training import run as training
+from vptnsp.training.learner import NSPLearner
+from vptnsp.training.run import compare, run_prompts
 
 CONFIG = LearnerConfig(epochs=2, batch_size=4, lr=0.01, temperature=1.0, precision="float32")
 STREAM = TrainConfig(

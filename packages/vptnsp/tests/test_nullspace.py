@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold import UserError
-from vptnsp.nullspace import (
+from vptnsp.method.null_space import (
     equal_norm_slowdown,
     null_space_basis,
     null_space_index,

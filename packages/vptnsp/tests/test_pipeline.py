@@ -9,10 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tenfold import UserError
-from vptnsp.clip_head import ClassGaussians, ClipHead, refine_projection_head
-from vptnsp.config import LearnerConfig
-from vptnsp.learner import NSPLearner
-from vptnsp.prompted_vit import PromptedViT
+from vptnsp.config.config import LearnerConfig
+from vptnsp.models.clip.heads import ClassGaussians, ClipHead, refine_projection_head
+from vptnsp.models.networks import PromptedViT
+from vptnsp.training.learner import NSPLearner
 
 
 def tensors_below(data, prefix: str) -> dict[str, torch.Tensor]:

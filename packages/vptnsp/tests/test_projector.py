@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tenfold import UserError
-from vptnsp.distribution import prompt_distribution_loss
-from vptnsp.projector import LayerProjection, PromptProjector
+from vptnsp.method.losses import prompt_distribution_loss
+from vptnsp.method.projected_optimizer import LayerProjection, PromptProjector
 
 
 def run_golden(data, projected: bool, project_gradient: bool = False):

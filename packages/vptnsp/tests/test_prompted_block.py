@@ -7,9 +7,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from tenfold import UserError
-from vptnsp.moments import SecondMoments, collect_second_moments, exact_conditions
-from vptnsp.prompted_vit import PromptedViT
-from vptnsp.prompts import PromptedAttention, UnsupportedBackboneError, attention_to_prompts
+from vptnsp.method.second_moments import SecondMoments, collect_second_moments, exact_conditions
+from vptnsp.models.attention import PromptedAttention, UnsupportedBackboneError, attention_to_prompts
+from vptnsp.models.networks import PromptedViT
 
 
 class OneBlock(nn.Module):

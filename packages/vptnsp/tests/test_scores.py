@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold import UserError
-from vptnsp.evaluation import Counts, StreamRecord, to_lists, to_matrix
-from vptnsp.schedule import learning_rates
-from vptnsp.scores import (
+from vptnsp.data.tasks import class_order
+from vptnsp.evaluation.metrics import (
     average_forgetting,
     average_incremental_accuracy,
     final_average_accuracy,
     pooled_accuracy,
 )
-from vptnsp.streams import class_order
+from vptnsp.evaluation.protocols import Counts, StreamRecord, to_lists, to_matrix
+from vptnsp.training.schedule import learning_rates
 
 
 @pytest.mark.parametrize("tasks", [3, 5, 10])

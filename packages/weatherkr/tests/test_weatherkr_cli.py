@@ -21,8 +21,8 @@ from PIL import Image
 
 from tenfold.cli import examples_of, run
 from weatherkr.cli import app
-from weatherkr.network import WeatherNet
-from weatherkr.state import LearnerState, newest_state
+from weatherkr.models.networks import WeatherNet
+from weatherkr.training.state import LearnerState, newest_state
 
 
 @dataclass(frozen=True)

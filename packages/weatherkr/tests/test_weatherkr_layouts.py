@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tenfold import UserError
-from weatherkr.degrading import write_pairs
-from weatherkr.pairs import FolderPairs, MixedPairs, SyntheticPairs, TensorPairs, random_patch, reflect_to, spread
-from weatherkr.tasks import build_tasks, parse_pairs
+from weatherkr.data.datasets import (
+    FolderPairs,
+    MixedPairs,
+    SyntheticPairs,
+    TensorPairs,
+    random_patch,
+    reflect_to,
+    spread,
+)
+from weatherkr.data.tasks import build_tasks, parse_pairs
+from weatherkr.data.writers import write_pairs
 
 
 def picture(path: Path, value: int, size: tuple[int, int] = (24, 20)) -> None:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold import UserError
-from weatherkr.baselines import gradient_importance, importance_penalty, merge_importance, pod_loss, scaled
-from weatherkr.contrast import LEVEL_WEIGHTS, ContrastLoss, contrast_terms, level_distances
-from weatherkr.network import WeatherNet, normalize
-from weatherkr.objective import Objective, Replay, Terms, Weights
-from weatherkr.perceptual import TappedVGG, random_extractor, vgg19_extractor
-from weatherkr.projector import AttentionProjector
+from weatherkr.method.baselines import gradient_importance, importance_penalty, merge_importance, pod_loss, scaled
+from weatherkr.method.contrastive import LEVEL_WEIGHTS, ContrastLoss, contrast_terms, level_distances
+from weatherkr.method.losses import Objective, Replay, Terms, Weights
+from weatherkr.models.networks import WeatherNet, normalize
+from weatherkr.models.perceptual import TappedVGG, random_extractor, vgg19_extractor
+from weatherkr.models.projector import AttentionProjector
 
 
 def tensors(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:

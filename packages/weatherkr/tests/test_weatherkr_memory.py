@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold import UserError
-from weatherkr.memory import ReplayMemory, draw_exemplars, quotas
-from weatherkr.network import normalize
-from weatherkr.projector import AttentionProjector, PCAProjector, ProjectionDecoder
-from weatherkr.projector_training import cosine_rate, fit_attention_projector
+from weatherkr.method.memory import ReplayMemory, draw_exemplars, quotas
+from weatherkr.models.networks import normalize
+from weatherkr.models.projector import AttentionProjector, PCAProjector, ProjectionDecoder
+from weatherkr.training.projector import cosine_rate, fit_attention_projector
 
 
 def encoder_weights(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tenfold import UserError
-from weatherkr.evaluation import evaluate
-from weatherkr.metrics import psnr, ssim
-from weatherkr.network import WeatherNet
-from weatherkr.pairs import TensorPairs
-from weatherkr.report import ContinualReport, Score
+from weatherkr.data.datasets import TensorPairs
+from weatherkr.evaluation.metrics import psnr, ssim
+from weatherkr.evaluation.protocols import evaluate
+from weatherkr.evaluation.report import ContinualReport, Score
+from weatherkr.models.networks import WeatherNet
 
 
 def test_metrics_match_the_golden_vectors(golden) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold import UserError
-from weatherkr.network import Block, ChannelAttention, Group, PixelAttention, WeatherNet, denormalize, normalize
+from weatherkr.models.networks import Block, ChannelAttention, Group, PixelAttention, WeatherNet, denormalize, normalize
 
 
 def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:

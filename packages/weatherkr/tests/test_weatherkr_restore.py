@@ -16,13 +16,13 @@ from PIL import Image, ImageCms
 from tenfold import UserError
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.images import ImageError, read_picture
-from weatherkr import tiling
-from weatherkr.exporting import export_model, import_official
-from weatherkr.network import WeatherNet
-from weatherkr.pictures import Original, read_original, write_like
-from weatherkr.restoring import load_model, restore_files, restore_image
-from weatherkr.tiling import restore_tensor, seam_error, tiles
-from weatherkr.weather import degrade
+from weatherkr.data.files import Original, read_original, write_like
+from weatherkr.data.weather import degrade
+from weatherkr.models.networks import WeatherNet
+from weatherkr.pipeline import tiling
+from weatherkr.pipeline.export import export_model, import_official
+from weatherkr.pipeline.inference import load_model, restore_files, restore_image
+from weatherkr.pipeline.tiling import restore_tensor, seam_error, tiles
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_shuffled_networks_tile_too_and_large_pictures_use_a_reduced_pass(monkey
     net = WeatherNet(8, 1, "image", 4).eval()
     image = torch.rand(1, 3, 203, 131)
     assert seam_error(net, image, 64, precision="float32") < 1e-4
-    monkeypatch.setattr("weatherkr.tiling.WHOLE_PIXELS", 64 * 64)
+    monkeypatch.setattr("weatherkr.pipeline.tiling.WHOLE_PIXELS", 64 * 64)
     assert 0 < seam_error(net, image, 64, precision="float32") < 0.1
 
 

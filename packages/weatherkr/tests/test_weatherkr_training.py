@@ -11,22 +11,22 @@ from accelerate import Accelerator
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.config import load_preset
-from weatherkr.batches import StepBatches
-from weatherkr.checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
-from weatherkr.comparing import compare, comparison_rows
-from weatherkr.curves import curves_svg
-from weatherkr.learning import carry_over, learn_task
-from weatherkr.memory import ReplayMemory
-from weatherkr.network import WeatherNet
-from weatherkr.objective import Objective, Weights
-from weatherkr.pairs import TensorPairs
-from weatherkr.projector import PCAProjector
-from weatherkr.recipe import METHODS, TrainConfig
-from weatherkr.state import LearnerState, load_projector, newest_state, resolve_state, save_projector
-from weatherkr.tasks import Task
-from weatherkr.teacher import CachedTeacher, LiveTeacher, Teacher
-from weatherkr.training import train
-from weatherkr.weather import KINDS, degrade
+from weatherkr.benchmark.comparison import compare, comparison_rows
+from weatherkr.config import METHODS, TrainConfig
+from weatherkr.data.datasets import TensorPairs
+from weatherkr.data.samplers import StepBatches
+from weatherkr.data.tasks import Task
+from weatherkr.data.weather import KINDS, degrade
+from weatherkr.evaluation.figures import curves_svg
+from weatherkr.method.losses import Objective, Weights
+from weatherkr.method.memory import ReplayMemory
+from weatherkr.models.networks import WeatherNet
+from weatherkr.models.projector import PCAProjector
+from weatherkr.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
+from weatherkr.training.learner import carry_over, learn_task
+from weatherkr.training.run import train
+from weatherkr.training.state import LearnerState, load_projector, newest_state, resolve_state, save_projector
+from weatherkr.training.teacher import CachedTeacher, LiveTeacher, Teacher
 
 CPU = torch.device("cpu")
 

@@ -36,7 +36,7 @@ def attacked_set(seed: int, tier: str, detectors: tuple[Any, ...]) -> Any:
     import torch
 
     from asmattack import drawn_set
-    from asmattack.bench import logits
+    from asmattack.benchmark.comparison import logits
 
     faces = drawn_set(6 * ATTACKED[tier], seed=seed + 10_000)
     right = torch.stack([logits(each, faces.pixels()).argmax(1) == 1 for each in detectors]).all(0)
@@ -71,7 +71,7 @@ def bench(
 ) -> Any:
     """A bench of one attack, with the area of the five fixed regions of each face."""
     from asmattack import MaskConfig, MaskMaker
-    from asmattack.bench import Bench
+    from asmattack.benchmark.comparison import Bench
 
     maker = MaskMaker(config=MaskConfig(budget="fixed_area", method=method))
     return Bench(detectors, attacks=(attack,), policies=policies, eps_grid=grid, maker=maker, seed=seed)
@@ -96,8 +96,8 @@ def measure_regions(seed: int, tier: str, _place: Path) -> Measurement:
 
 def measure_objectives(seed: int, tier: str, _place: Path) -> Measurement:
     """The same mask and budget under other objectives and compositions, and the controls of equal distortion."""
-    from asmattack.bench import Bench
-    from asmattack.presets import PRESETS
+    from asmattack.benchmark.comparison import Bench
+    from asmattack.method.presets import PRESETS
 
     detectors = trained(seed, tier)[:2]
     faces = attacked_set(seed, tier, detectors)
@@ -125,8 +125,8 @@ def measure_hardening(seed: int, tier: str, _place: Path) -> Measurement:
     import copy
 
     from asmattack import HardenConfig, TrainConfig, drawn_set
-    from asmattack.tasks import Detection, Hardening, accuracy
-    from asmattack.training import faces_of, fit
+    from asmattack.training.loop import faces_of, fit
+    from asmattack.training.step import Detection, Hardening, accuracy
 
     detector = trained(seed, tier)[0]
     options: dict[str, Any] = {"images": 500, "epochs": 3, "seed": seed, "holdout": 0.05}
@@ -152,10 +152,10 @@ def measure_generator(seed: int, tier: str, _place: Path) -> Measurement:
     import torch
 
     from asmattack import GeneratorConfig, MaskGenerator, RegionAttack, activation_map, preset, region_mask
-    from asmattack.regions import CANDIDATES, FIXED
-    from asmattack.selection import region_scores, select_regions
-    from asmattack.tasks import Generation
-    from asmattack.training import faces_of, fit
+    from asmattack.data.regions import CANDIDATES, FIXED
+    from asmattack.method.selection import region_scores, select_regions
+    from asmattack.training.loop import faces_of, fit
+    from asmattack.training.step import Generation
 
     detector = trained(seed, tier)[0]
     faces = attacked_set(seed, tier, (detector,))
@@ -228,7 +228,7 @@ def masked_against_plain(count: int = 32) -> tuple[Callable[[], object], Callabl
     import torch.nn.functional as F
 
     from asmattack import attack, drawn_set, preset
-    from asmattack.surrogates import surrogate
+    from asmattack.models.networks import surrogate
 
     faces = drawn_set(count, 112)
     images, labels = faces.pixels(), faces.labels
@@ -252,7 +252,7 @@ def masked_against_library() -> tuple[Callable[[], object], Callable[[], object]
 
     ours, _ = masked_against_plain()
     from asmattack import drawn_set
-    from asmattack.surrogates import surrogate
+    from asmattack.models.networks import surrogate
 
     faces = drawn_set(32, 112)
     attack = GlobalAttack(surrogate("residual"), "global-pgd")
@@ -265,8 +265,8 @@ def cafa_against_authors_loop() -> tuple[Callable[[], object], Callable[[], obje
     import torch.nn.functional as F
 
     from asmattack import RegionAttack, drawn_set, preset
-    from asmattack.objectives import class_activation_features_of_batch
-    from asmattack.surrogates import surrogate
+    from asmattack.method.losses import class_activation_features_of_batch
+    from asmattack.models.networks import surrogate
 
     faces = drawn_set(16, 112)
     images, labels = faces.pixels(), faces.labels

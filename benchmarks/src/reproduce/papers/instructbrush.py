@@ -46,10 +46,10 @@ def run_methods(
     import torch
 
     from instructbrush import ApplyOptions, Scorer, learn_method, learning_preset, load_editor, read_bank
-    from instructbrush.base import quiet_libraries
-    from instructbrush.benchmarking import contact_sheet
-    from instructbrush.tiny.effects import EFFECTS as KNOWN
-    from instructbrush.tiny.effects import LEARNT, TESTED, bank, draw_pairs
+    from instructbrush.benchmark.comparison import contact_sheet
+    from instructbrush.data.tasks import EFFECTS as KNOWN
+    from instructbrush.data.tasks import LEARNT, TESTED, bank, draw_pairs
+    from instructbrush.models.backbones import quiet_libraries
     from tenfold.images import write_image
 
     torch.set_num_threads(1)
@@ -91,10 +91,10 @@ def taught(seed: int, _tier: str, place: Path) -> Measurement:
     import torch
 
     from instructbrush import ApplyOptions, Instruction, Scorer, edit_batch, load_editor
-    from instructbrush.base import quiet_libraries
-    from instructbrush.benchmarking import contact_sheet
-    from instructbrush.tiny.effects import TESTED, bank
-    from instructbrush.tiny.examples import draw_edit
+    from instructbrush.benchmark.comparison import contact_sheet
+    from instructbrush.data.samplers import draw_edit
+    from instructbrush.data.tasks import TESTED, bank
+    from instructbrush.models.backbones import quiet_libraries
     from tenfold.images import write_image
 
     torch.set_num_threads(1)
@@ -123,8 +123,8 @@ import torch
 torch.set_num_threads(1)
 from dataclasses import replace
 from instructbrush import learn_instruction, learning_preset, load_editor, read_bank
-from instructbrush.rivals import recipe_of
-from instructbrush.tiny.effects import LEARNT, bank, draw_pairs
+from instructbrush.benchmark.baselines import recipe_of
+from instructbrush.data.tasks import LEARNT, bank, draw_pairs
 editor = load_editor(device="cpu")
 pairs = draw_pairs("heat", 6, bank(LEARNT, editor.size), int(sys.argv[2]))
 recipe, init = recipe_of(sys.argv[1], replace(learning_preset("small")[0], batch_size=24))
@@ -378,8 +378,8 @@ def _updates(first: str, second: str) -> tuple[Callable[[], object], Callable[[]
     from dataclasses import replace
 
     from instructbrush import learn_instruction, learning_preset, load_editor
-    from instructbrush.rivals import recipe_of
-    from instructbrush.tiny.effects import LEARNT, bank, draw_pairs
+    from instructbrush.benchmark.baselines import recipe_of
+    from instructbrush.data.tasks import LEARNT, bank, draw_pairs
 
     editor = load_editor(device="cpu")
     pairs = draw_pairs("heat", 6, bank(LEARNT, editor.size), 0)

@@ -89,8 +89,8 @@ def measure_rivals(seed: int, tier: str, _place: Path) -> Measurement:
 
 
 def _write_sheet(config: "FederationConfig", path: Path) -> None:
-    from pfrforgery.client_data import DataRequest, client_data
-    from pfrforgery.plots import contact_sheet
+    from pfrforgery.data.datasets import DataRequest, client_data
+    from pfrforgery.evaluation.figures import contact_sheet
     from tenfold.images import write_image
 
     clients = range(config.clients)
@@ -304,10 +304,10 @@ def federation_against_loop() -> tuple[Callable[[], object], Callable[[], object
     import torch
 
     from pfrforgery import simulate
-    from pfrforgery.algorithms import ALGORITHMS, create_detector, kept_names
-    from pfrforgery.client_data import DataRequest, client_data
-    from pfrforgery.local_training import Turn, score_client, train_client
-    from pfrforgery.networks import load_exactly
+    from pfrforgery.data.datasets import DataRequest, client_data
+    from pfrforgery.method.baselines import ALGORITHMS, create_detector, kept_names
+    from pfrforgery.models.networks import load_exactly
+    from pfrforgery.training.local_training import Turn, score_client, train_client
 
     config, algorithm = _speed_recipe(), ALGORITHMS["fedpr"]
     data = [client_data(DataRequest.of(config, 5), client) for client in range(5)]
@@ -345,7 +345,7 @@ def step_against_floor() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
 
     from pfrforgery import FederationConfig
-    from pfrforgery.algorithms import ALGORITHMS, create_detector
+    from pfrforgery.method.baselines import ALGORITHMS, create_detector
 
     x, y = torch.rand(32, 3, 32, 32), torch.arange(32) % 2
     generator = torch.Generator().manual_seed(0)

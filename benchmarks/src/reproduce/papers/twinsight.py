@@ -31,9 +31,9 @@ def _measure(arms: tuple[str, ...], rounds: int) -> Callable[[int, str, Path], M
         import tempfile
 
         from tenfold.config import load_preset
-        from twinsight.comparison import compare
-        from twinsight.config import FederationConfig
-        from twinsight.plots import plot_curves
+        from twinsight.benchmark import compare
+        from twinsight.config.config import FederationConfig
+        from twinsight.evaluation.figures import plot_curves
 
         config = load_preset("twinsight", "small", FederationConfig, "simulate", rounds=rounds, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -116,14 +116,14 @@ def _rounds() -> Calls:
     from flwr.app import ArrayRecord, ConfigRecord
 
     from tenfold.config import load_preset
-    from twinsight.aggregation import weighted_average
-    from twinsight.client_app import held_by, make_client_app
-    from twinsight.config import FederationConfig
-    from twinsight.data import DESCRIPTIONS
-    from twinsight.local_grid import LocalGrid
-    from twinsight.local_training import local_round
-    from twinsight.networks import build_model
-    from twinsight.strategy import TwinStrategy
+    from twinsight.config.config import FederationConfig
+    from twinsight.data.datasets import DESCRIPTIONS
+    from twinsight.method.aggregation import weighted_average
+    from twinsight.models import build_model
+    from twinsight.training.client_app import held_by, make_client_app
+    from twinsight.training.local_grid import LocalGrid
+    from twinsight.training.local_training import local_round
+    from twinsight.training.strategy import TwinStrategy
 
     config = load_preset("twinsight", "small", FederationConfig, "simulate")
     about = DESCRIPTIONS[config.data]
@@ -154,9 +154,9 @@ def _steps() -> Calls:
     """A step of a labelled client on the same views: the classifier on the weak ones, and on both as the official code has it."""
     import torch
 
-    from twinsight.config import FederationConfig
-    from twinsight.networks import build_model
-    from twinsight.objectives import Weights, labelled_loss
+    from twinsight.config.config import FederationConfig
+    from twinsight.method.losses import Weights, labelled_loss
+    from twinsight.models import build_model
 
     config = FederationConfig(encoder="resnet18")
     weak, strong, labels = torch.randn(16, 3, 32, 32), torch.randn(16, 3, 32, 32), torch.arange(16) % 10

@@ -37,7 +37,7 @@ def _metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _draw(results: dict[str, dict[str, Any]], pictures: Path) -> None:
-    from vptnsp.plots import plot_accuracy_matrix, plot_curves
+    from vptnsp.evaluation.figures import plot_accuracy_matrix, plot_curves
 
     curves = {name: result["acc_after_each_task"] for name, result in results.items() if name != "joint"}
     plot_curves(curves, pictures / "accuracy.png", results["nsp2"]["source"])
@@ -47,8 +47,8 @@ def _draw(results: dict[str, dict[str, Any]], pictures: Path) -> None:
 
 def measure_short(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa: ARG001  # one tier only
     """The same with two tasks of a few steps."""
-    from vptnsp.demonstration import DEMO
-    from vptnsp.training import compare
+    from vptnsp.demo import DEMO
+    from vptnsp.training.run import compare
 
     results = compare(replace(DEMO, tasks=2, epochs=4, seed=seed), list(SMOKE_ARMS))
     _draw(results, pictures)
@@ -57,8 +57,8 @@ def measure_short(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa:
 
 def measure_glyphs(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa: ARG001  # one tier only
     """New glyph classes in a shifted domain; the backbone has seen other classes of the plain domain."""
-    from vptnsp.demonstration import TOY
-    from vptnsp.training import compare
+    from vptnsp.demo import TOY
+    from vptnsp.training.run import compare
 
     results = compare(replace(TOY, seed=seed), list(SMALL_ARMS))
     _draw(results, pictures)
@@ -68,8 +68,8 @@ def measure_glyphs(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa
 def measure_digits(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa: ARG001  # one tier only
     """Scanned digits that ship with scikit-learn, two a task; no digit was ever shown to the backbone."""
     from tenfold.config import load_preset
-    from vptnsp.config import TrainConfig
-    from vptnsp.training import compare
+    from vptnsp.config.config import TrainConfig
+    from vptnsp.training.run import compare
 
     config = load_preset("vptnsp", "small", TrainConfig, seed=seed, epochs=4, extendable=False)
     results = compare(config, list(DIGIT_ARMS))
@@ -142,7 +142,7 @@ def _vit() -> Any:
     """A ViT-Small with 197 tokens and random weights: what is timed does not depend on them."""
     import torch
 
-    from vptnsp.prompted_vit import PromptedViT
+    from vptnsp.models.networks import PromptedViT
 
     torch.manual_seed(0)
     return PromptedViT.from_timm("vit_small_patch16_224", 4, pretrained=False)
@@ -151,8 +151,8 @@ def _vit() -> Any:
 def _step(**changes: Any) -> Callable[[], object]:
     import torch
 
-    from vptnsp.benchmarking import second_task
-    from vptnsp.config import LearnerConfig
+    from vptnsp.benchmark import second_task
+    from vptnsp.config.config import LearnerConfig
 
     images, labels = torch.rand(4, 3, 224, 224), 2 + torch.arange(4) % 2
     learner, training = second_task(_vit(), LearnerConfig(precision="float32", **changes), images)
@@ -176,7 +176,7 @@ def _task() -> tuple[Any, list[Any]]:
 def _moments_and_forward() -> Calls:
     import torch
 
-    from vptnsp.moments import collect_second_moments
+    from vptnsp.method.second_moments import collect_second_moments
 
     vit, batches = _task()
 
@@ -188,8 +188,8 @@ def _moments_and_forward() -> Calls:
 
 
 def _moments_and_stored() -> Calls:
-    from vptnsp.benchmarking import stored_token_moments
-    from vptnsp.moments import collect_second_moments
+    from vptnsp.benchmark import stored_token_moments
+    from vptnsp.method.second_moments import collect_second_moments
 
     vit, batches = _task()
     return lambda: collect_second_moments(vit, batches), lambda: stored_token_moments(vit, batches)

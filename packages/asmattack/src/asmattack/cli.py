@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from asmattack.options import AttackOptions, DetectorOptions, FaceOptions, Names
-from asmattack.recipe import GeneratorConfig, HardenConfig, TrainConfig, check_levels
+from asmattack.benchmark.config import AttackOptions, DetectorOptions, FaceOptions, Names
+from asmattack.config import GeneratorConfig, HardenConfig, TrainConfig, check_levels
 from tenfold import UserError
 from tenfold.cli import EXIT_LIMIT_BROKEN, EXIT_OK, EXIT_SOME_SKIPPED, Paper, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
@@ -35,7 +35,7 @@ Levels = Annotated[tuple[NonNegative, ...], Parameter(negative=(), consume_multi
 
 
 def _show(report: Any) -> None:
-    from asmattack.robustness_report import SHOWN, shown
+    from asmattack.evaluation.report import SHOWN, shown
 
     table = Table(*SHOWN, box=None, pad_edge=False)
     for row in report.rows:
@@ -84,7 +84,7 @@ def _skipped(unreadable: Sequence[str]) -> int:
 )
 def train(*, options: RunOptions, recipe: TrainConfig | None = None) -> int:
     """Train a surrogate detector, or a timm model, on forged faces (drawn ones by default)."""
-    from asmattack.training import train as run_training
+    from asmattack.training.loop import train as run_training
 
     run_training(recipe or TrainConfig(), options.out, options.resume, options.device)
     return _tell(options.out)
@@ -99,7 +99,7 @@ def harden(
     Args:
         detector: A run of train, timm:NAME@FILE, hf:ID or MODULE:FACTORY.
     """
-    from asmattack.training import harden as run_hardening
+    from asmattack.training.loop import harden as run_hardening
 
     (loaded,) = (loading or DetectorOptions()).load(detector)
     run_hardening(loaded, recipe or HardenConfig(), options.out, options.resume, options.device)
@@ -115,7 +115,7 @@ def train_generator(
     Args:
         detector: Whose activation is learned.
     """
-    from asmattack.training import train_generator as run_generator
+    from asmattack.training.loop import train_generator as run_generator
 
     (loaded,) = (loading or DetectorOptions()).load(detector)
     run_generator(loaded, recipe or GeneratorConfig(), options.out, options.resume, options.device)
@@ -167,9 +167,9 @@ def eval(  # noqa: A001  # the verb's name
     """
     from dataclasses import replace
 
-    from asmattack.bench import Bench
-    from asmattack.examples import example_pictures
-    from asmattack.perceptual import lpips as measure_lpips
+    from asmattack.benchmark.comparison import Bench
+    from asmattack.benchmark.figures import example_pictures
+    from asmattack.evaluation.perceptual import lpips as measure_lpips
     from tenfold.perceptual import lpips_network
 
     faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
@@ -217,8 +217,8 @@ def transfer(
         eps: Budget in levels of 255.
         policy: Regions.
     """
-    from asmattack.bench import Bench
-    from asmattack.robustness_report import shown_setting
+    from asmattack.benchmark.comparison import Bench
+    from asmattack.evaluation.report import shown_setting
 
     faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     if len(detectors) < 2:
@@ -265,9 +265,9 @@ def attack(
         policy: Regions; budget, or what the attack was published with.
         save_examples: How many attacked faces to write, each PNG marked as adversarial inside.
     """
-    from asmattack.bench import Bench
-    from asmattack.examples import example_places, write_examples
-    from asmattack.presets import PUBLISHED_POLICY
+    from asmattack.benchmark.comparison import Bench
+    from asmattack.benchmark.figures import example_places, write_examples
+    from asmattack.method.presets import PUBLISHED_POLICY
 
     faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     fraction = None if eps is None else check_levels(eps)
@@ -303,7 +303,7 @@ def regions(
     """
     import json
 
-    from asmattack.region_report import region_vulnerability
+    from asmattack.benchmark.regions import region_vulnerability
     from tenfold.files import write_text
 
     faces, loading = faces or FaceOptions(), loading or DetectorOptions()
@@ -339,7 +339,7 @@ def mask(
         out: Folder for NAME.png and overlays/NAME.png.
         overwrite: Write over label maps that are there; never over a face.
     """
-    from asmattack.examples import write_masks
+    from asmattack.benchmark.figures import write_masks
     from tenfold.runs import pick_device
 
     faces = faces or FaceOptions()
@@ -360,7 +360,7 @@ def check(report: Path, *, min_robust_acc: Names = (), max_transfer: float | Non
         min_robust_acc: ACCURACY@ATTACK:LEVELS, such as 0.4@pgd:8; repeat for several.
         max_transfer: Largest success on a detector whose gradients were not used.
     """
-    from asmattack.robustness_report import read_report
+    from asmattack.evaluation.report import read_report
 
     limits = {}
     for each in min_robust_acc:
@@ -388,7 +388,7 @@ def compare(before: Path, after: Path) -> None:
         before: A report.json of eval.
         after: Another one.
     """
-    from asmattack.robustness_report import read_report, shown_setting
+    from asmattack.evaluation.report import read_report, shown_setting
 
     pairs = read_report(before).compare(read_report(after))
     if not pairs:
@@ -411,7 +411,7 @@ def demo(*, out: Path = Path("asmattack-demo"), seed: Seed = 0) -> None:
         out: Folder for faces.png, report.html, report.json.
         seed: Of everything.
     """
-    from asmattack.demonstration import demonstrate
+    from asmattack.demo import demonstrate
 
     report, examples = demonstrate(_fresh(out), seed)
     _write(report, out, examples)

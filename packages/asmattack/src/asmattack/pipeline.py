@@ -1,187 +1,117 @@
-"""One call: parse the faces, choose regions by the detector's own activation, perturb only them."""
+"""The attack under other libraries' calling conventions: torchattacks, adversarial-robustness-toolbox."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from asmattack.activation import Method, activation_map
-from asmattack.detector import Detector
-from asmattack.geometric import GeometricParser
-from asmattack.mask_generator import MaskGenerator
-from asmattack.parsers import Parser, check_label_maps
-from asmattack.region_attack import AdversarialBatch, AttackConfig, RegionAttack, check_inputs
-from asmattack.regions import CANDIDATES, FIXED, dilate, feather, region_mask
-from asmattack.selection import Policy, RegionOrder, RegionScores, Selection, region_scores, select_regions
-from tenfold import UserError
+from asmattack.data.parsers import Parser
+from asmattack.method.masks import attack
+from asmattack.method.presets import preset
+from asmattack.method.region_attack import AttackConfig, RegionAttack
+from asmattack.method.selection import Policy
+from asmattack.models.detector import Detector
 
 
-@dataclass(frozen=True)
-class MaskConfig:
-    """How the semantic mask of an image is made.
+class ASMA:
+    """The semantic-mask attack with the interface of a torchattacks attack.
 
-    Attributes:
-        policy: Which regions: see `Policy`.
-        method: The activation map that scores them.
-        candidates: Classes to choose from.
-        budget: Area as a share of the image; fixed_area takes that of the five fixed regions of each image.
-        k: How many regions for topk.
-        order: Of the regions, for calibrated.
-        dilate: Pixels by which the mask grows.
-        feather: Radius of the box that softens it; the budget of a pixel is eps times the mask.
-        seed: Of the policy random.
-    """
-
-    policy: Policy = "budget"
-    method: Method = "saliency"
-    candidates: tuple[int, ...] = CANDIDATES
-    budget: float | Literal["fixed_area"] = 0.10
-    k: int = 5
-    order: RegionOrder | None = None
-    dilate: int = 0
-    feather: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class SemanticMask:
-    """What was seen and chosen for a batch of faces.
-
-    Attributes:
-        mask: the mask M, in [0, 1].
-        labels: face-parsing label maps.
-        activation: the map that scored the regions.
-        scores: of the candidates.
-        selection: the chosen candidates.
-    """
-
-    mask: Float[Tensor, "b 1 h w"]
-    labels: Int64[Tensor, "b h w"]
-    activation: Float[Tensor, "b h w"]
-    scores: RegionScores
-    selection: Selection
-
-
-@dataclass(frozen=True)
-class MaskMaker:
-    """The paper's mask generative model: a parser, an activation map, a rule.
-
-    Attributes:
-        parser: from faces to label maps.
-        config: the rule.
-        generator: a trained `MaskGenerator`, which takes the place of parser and activation map.
-    """
-
-    parser: Parser = field(default_factory=GeometricParser)
-    config: MaskConfig = field(default_factory=MaskConfig)
-    generator: MaskGenerator | None = None
-
-    def __call__(
-        self, detector: Detector, images: Float[Tensor, "b 3 h w"], labels: Tensor | None = None, **of_parser: Any
-    ) -> SemanticMask:
-        """Masks of a batch.
-
-        Args:
-            detector: whose activation counts.
-            images: pixels in [0, 1].
-            labels: label maps, where they are known; the parser is not asked then.
-            of_parser: landmarks and names of the faces, for the parser.
-        """
-        seen, activation = self.look(detector, images, labels, **of_parser)
-        return choose(seen, activation, self.config)
-
-    def look(
-        self, detector: Detector, images: Float[Tensor, "b 3 h w"], labels: Tensor | None = None, **of_parser: Any
-    ) -> tuple[Int64[Tensor, "b h w"], Float[Tensor, "b h w"]]:
-        """Label maps and activation maps: what serves every policy and budget alike."""
-        if self.generator is not None:
-            where = next(self.generator.parameters()).device
-            found, activation = self.generator.generate(images.to(where))
-            return found.to(images.device), activation.to(images.device)
-        seen = self.parser(images, **of_parser) if labels is None else labels
-        seen = check_label_maps(seen, images)
-        return seen, activation_map(
-            detector, images, method=self.config.method, labels=seen, candidates=self.config.candidates
-        )
-
-
-def choose(labels: Int64[Tensor, "b h w"], activation: Float[Tensor, "b h w"], config: MaskConfig) -> SemanticMask:
-    """Score the regions, choose among them, and make the mask."""
-    scores = region_scores(activation, labels, config.candidates)
-    budget: float | Tensor = (
-        region_mask(labels, FIXED).sum((1, 2, 3)) if isinstance(config.budget, str) else config.budget
-    )
-    selection = select_regions(
-        scores, labels, config.policy, budget=budget, k=config.k, order=config.order, seed=config.seed
-    )
-    mask = dilate(selection.mask, config.dilate) if config.dilate else selection.mask
-    mask = feather(mask, config.feather) if config.feather else mask
-    return SemanticMask(mask, labels, activation, scores, selection)
-
-
-def attack(
-    model: torch.nn.Module | Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Int64[Tensor, " b"],
-    *,
-    config: AttackConfig | None = None,
-    policy: Policy = "budget",
-    method: Method = "saliency",
-    parser: Parser | None = None,
-    generator: MaskGenerator | None = None,
-    landmarks: Float[Tensor, "b 5 2"] | None = None,
-    candidates: Sequence[int] = CANDIDATES,
-    order: RegionOrder | None = None,
-    budget: float | Literal["fixed_area"] = 0.10,
-) -> AdversarialBatch:
-    """Parse faces, choose regions by the detector's own activation, perturb only them (paper, abstract).
+    Example:
+        >>> attacker = ASMA(model, eps=8 / 255, steps=10)  # doctest: +SKIP
+        >>> adversarial = attacker(images, labels)  # doctest: +SKIP
 
     Args:
-        model: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to two logits, real and fake.
-        images: (b, 3, h, w) face crops in [0, 1], or uint8; square and aligned unless landmarks or another parser are given.
-        labels: 0 real, 1 fake.
-        config: from `preset` or your own; masked PGD at 8/255 by default.
+        model: pixels in [0, 1] to two logits, real and fake; for a model on normalised input call `set_normalization_used`.
+        eps: L-inf budget.
+        alpha: step; eps / 4 when absent.
+        steps: iterations.
+        decay: momentum.
+        random_start: start from uniform noise inside the mask.
         policy: how regions are chosen.
-        method: which activation map scores them.
-        parser: of faces; the geometric one by default.
-        generator: a trained mask generator in place of parser and activation map.
-        landmarks: five points (x, y) of each face in pixels.
-        candidates: classes to choose from.
-        order: for policy calibrated.
-        budget: area, as a share of the image or that of the fixed regions.
-
-    Raises:
-        ValueError: input that is no batch of face crops in [0, 1] (see `check_inputs`).
-        UserError: no image has any of the candidate regions.
+        parser: of faces; geometric by default.
+        seed: of start and random choices.
     """
-    detector = model if isinstance(model, Detector) else Detector(model)
-    config = config or AttackConfig()
-    pixels, _ = check_inputs(images, labels, None)
-    rule = MaskConfig(policy, method, tuple(candidates), budget, order=order, seed=config.seed)
-    maker = MaskMaker(parser or GeometricParser(), rule, generator)
-    chosen = maker(detector, pixels, landmarks=landmarks)
-    check_empty(~chosen.mask.flatten(1).any(1), maker)
-    return RegionAttack(detector, config).run(pixels, labels, chosen.mask)
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        eps: float = 8 / 255,
+        alpha: float | None = None,
+        steps: int = 10,
+        decay: float = 0.0,
+        random_start: bool = False,
+        policy: Policy = "budget",
+        parser: Parser | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.attack = "ASMA"
+        self.model = model
+        self.policy: Policy = policy
+        self.parser = parser
+        self.config = AttackConfig(
+            eps=eps,
+            alpha=alpha,
+            steps=steps,
+            momentum=decay,
+            start="uniform" if random_start else "zero",
+            quantised=False,
+            seed=seed,
+        )
+        self._detector = Detector(model)
+        self._normalised: tuple[Tensor, Tensor] | None = None
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Images handed in, and back, are normalised with these; the model expects them so (as in torchattacks)."""
+        self._detector = Detector(self.model, mean=mean, std=std)
+        self._normalised = (torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1))
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], labels: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+        """Adversarial images, in the convention of the input."""
+        if self._normalised is None:
+            return self._pixels(images, labels)
+        mean, std = (each.to(images) for each in self._normalised)
+        return (self._pixels((images * std + mean).clamp(0, 1), labels) - mean) / std
+
+    def _pixels(self, images: Tensor, labels: Tensor) -> Tensor:
+        return attack(self._detector, images, labels, config=self.config, policy=self.policy, parser=self.parser).images
+
+    def __repr__(self) -> str:
+        return f"ASMA(eps={self.config.eps:.4f}, steps={self.config.steps}, policy={self.policy})"
 
 
-def check_empty(empty: Bool[Tensor, " b"], maker: MaskMaker) -> None:
-    """Warn of faces without a region to perturb, and refuse a set in which no face has one.
+class ArtAttack:
+    """A `RegionAttack` with the interface of an adversarial-robustness-toolbox evasion attack.
 
-    Raises:
-        UserError: every mask is empty.
+    Args:
+        attack: what is run.
     """
-    source, policy = type(maker.generator or maker.parser).__name__, maker.config.policy
-    if bool(empty.all()):
-        raise UserError(
-            f"policy {policy}: no mask has a pixel: {source} found none of the classes"
-            f" {', '.join(map(str, maker.config.candidates))} inside the area budget; are the faces aligned?"
-        )
-    if bool(empty.any()):
-        warnings.warn(
-            f"policy {policy}: {int(empty.sum())} of {len(empty)} faces have no region to perturb and stay as they are",
-            stacklevel=3,
-        )
+
+    def __init__(self, attack: RegionAttack) -> None:
+        self.attack = attack
+
+    def generate(
+        self, x: np.ndarray, y: np.ndarray | None = None, mask: np.ndarray | None = None
+    ) -> Float[np.ndarray, "b 3 h w"]:
+        """Adversarial images.
+
+        Args:
+            x: (b, 3, h, w) in [0, 1].
+            y: labels, or one-hot rows; the detector's own answers when absent.
+            mask: (b, 1, h, w), or what broadcasts to it.
+        """
+        images = torch.from_numpy(np.asarray(x, dtype=np.float32))
+        if y is None:
+            with torch.no_grad():
+                labels = self.attack.detector(images).argmax(1)
+        else:
+            labels = torch.from_numpy(np.asarray(y if np.ndim(y) == 1 else np.argmax(y, 1)).astype(np.int64))
+        shape = (len(images), 1, *images.shape[-2:])
+        inside = None if mask is None else torch.from_numpy(np.broadcast_to(mask, shape).astype(np.float32))
+        return self.attack(images, labels, inside).numpy()
+
+
+def as_art(model: torch.nn.Module | Callable[[Tensor], Tensor], name: str = "pgd", eps: float = 8 / 255) -> ArtAttack:
+    """A named attack under the calling convention of adversarial-robustness-toolbox: `generate(x, y, mask=)`."""
+    return ArtAttack(RegionAttack(model, preset(name, eps)))

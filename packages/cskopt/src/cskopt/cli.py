@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from cskopt.configuration import METHODS, TrainConfig, check_side
-from cskopt.tables import layer_table, percent, scheme_table, table_of
+from cskopt.benchmark.tables import layer_table, percent, scheme_table, table_of
+from cskopt.config import METHODS, TrainConfig, check_side
 from tenfold import UserError
 from tenfold.cli import Paper, Parameter, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
 from tenfold.options import Count, Positive, Seed
 
 if TYPE_CHECKING:
-    from cskopt.schemes import ProfileRow
+    from cskopt.benchmark.comparison import ProfileRow
 
 PAPER = Paper(
     "Center-Sensitive Kernel Optimization for Efficient On-Device Incremental Learning",
@@ -113,9 +113,9 @@ def train(data: str, *, options: RunOptions, config: TrainConfig = _CONFIG, sour
         data: shapes (generated), digits, cifar100, cifar10, a folder with train/ and test/ of class folders, a folder of
             class folders, or a zip of train/CLASS/ and test/CLASS/.
     """
-    from cskopt.data import load_corpus
-    from cskopt.plots import plot_matrix, plot_sessions
-    from cskopt.training import train_run
+    from cskopt.data.datasets import load_corpus
+    from cskopt.evaluation.figures import plot_matrix, plot_sessions
+    from cskopt.training.run import train_run
     from tenfold.runs import pick_device
 
     corpus = load_corpus(data, config.image_size, source.data_seed, source.root)
@@ -178,7 +178,7 @@ def profile(
         out: A folder for profile.json and profile.png.
     """
     check_side("--image-size", image_size)
-    from cskopt.schemes import compare_schemes
+    from cskopt.benchmark.comparison import compare_schemes
     from tenfold.runs import pick_device
 
     _check_folder(out)
@@ -194,7 +194,7 @@ def profile(
 def _write_profile(rows: "list[ProfileRow]", out: Path, title: str) -> None:
     import json
 
-    from cskopt.plots import plot_profile
+    from cskopt.evaluation.figures import plot_profile
     from tenfold.files import write_text
 
     write_text(
@@ -236,9 +236,9 @@ def intensity(
         preset: Where unset options come from: tiny, small, paper.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    from cskopt.data import load_corpus
-    from cskopt.plots import plot_intensity
-    from cskopt.studies import intensity_study
+    from cskopt.data.datasets import load_corpus
+    from cskopt.demo import intensity_study
+    from cskopt.evaluation.figures import plot_intensity
     from tenfold.files import write_text
     from tenfold.runs import pick_device
 
@@ -280,8 +280,8 @@ def eval_(
     """
     import json as json_module
 
-    from cskopt.data import load_corpus
-    from cskopt.deployment import evaluate_learner, open_learner
+    from cskopt.data.datasets import load_corpus
+    from cskopt.pipeline import evaluate_learner, open_learner
     from tenfold.files import write_text
     from tenfold.runs import pick_device
 
@@ -326,8 +326,8 @@ def learn(
         seed: Of the order of pictures and the new rows of the last layer.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    from cskopt.deployment import learn_folder, open_learner
-    from cskopt.fitting import SessionRecipe
+    from cskopt.pipeline import learn_folder, open_learner
+    from cskopt.training.loop import SessionRecipe
     from tenfold.files import atomic_folder
     from tenfold.runs import pick_device
 
@@ -365,7 +365,7 @@ def predict(
     import csv
     import io
 
-    from cskopt.deployment import name_pictures, open_learner
+    from cskopt.pipeline import name_pictures, open_learner
     from tenfold.files import write_text
     from tenfold.images import list_images
     from tenfold.runs import pick_device
@@ -406,8 +406,8 @@ def export(
         out: A safetensors file.
         layout: stock has the keys of the architecture as torchvision or timm builds it; folded has no batch normalisation.
     """
-    from cskopt.checkpoints import apart
-    from cskopt.learner import IncrementalLearner
+    from cskopt.models.checkpoints import apart
+    from cskopt.training.learner import IncrementalLearner
     from tenfold.checkpoints import write_tensors
 
     if out.suffix != ".safetensors":
@@ -441,7 +441,7 @@ def demo(*, out: Path = Path("cskopt-demo"), seed: Seed = 0) -> None:
         out: A folder for the pictures.
         seed: Of data and training.
     """
-    from cskopt.studies import run_demo
+    from cskopt.demo import run_demo
 
     _check_folder(out)
     found = run_demo(out, seed)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
-from fairfd.recipe import TrainConfig
+from fairfd.config import TrainConfig
 from tenfold import UserError
 from tenfold.cli import EXIT_LIMIT_BROKEN, EXIT_OK, EXIT_SOME_SKIPPED, Paper, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
@@ -77,7 +77,7 @@ def scan(
         group_column: The column that holds the group, such as race.
         images: Where paths inside a JSON or CSV start from.
     """
-    from fairfd.manifest import Manifest
+    from fairfd.data.manifest.manifest import Manifest
 
     _target(out, root, demographics)
     manifest = Manifest.scan(
@@ -109,7 +109,7 @@ def crop(
         faces: Only the largest face of a photograph, or all.
         overwrite: Write over crops that are there; never over a photograph.
     """
-    from fairfd.crop import crop_faces
+    from fairfd.data.faces.crops import crop_faces
 
     report = crop_faces(photos, out, size=size, smallest=smallest, faces=faces, overwrite=overwrite)
     print(f"{len(report.written)} faces -> {out}")
@@ -163,10 +163,10 @@ def build(
         allow_skips: Accept that an approach could not forge more than 2 % of a group's faces.
         skip_bad: Leave unreadable images out instead of stopping.
     """
-    from fairfd.build_record import read_unprepared
-    from fairfd.building import DEFAULT_APPROACHES
-    from fairfd.building import build as build_benchmark
-    from fairfd.manifest import Manifest
+    from fairfd.data.assembly.record import read_unprepared
+    from fairfd.data.assembly.run import DEFAULT_APPROACHES
+    from fairfd.data.assembly.run import build as build_benchmark
+    from fairfd.data.manifest.manifest import Manifest
 
     if demographics:
         manifest = Manifest.scan(source, "plain", demographics=demographics)
@@ -207,7 +207,7 @@ def _ratios(text: str) -> dict[str, float]:
 @verb(app, "fairfd approaches")
 def approaches() -> None:
     """List the forgery approaches that `build` knows."""
-    from fairfd import forgers
+    from fairfd.data import forgers
 
     for name in forgers.forger_names():
         print(f"{name:<20} {forgers.summary_of(name)}")
@@ -222,7 +222,7 @@ def verify(manifest: Path, *, min_identities: Size = 20, allow_duplicates: bool 
         min_identities: Fewer people than this in a group gives a warning.
         allow_duplicates: Accept an image that is listed twice.
     """
-    from fairfd.manifest import Manifest
+    from fairfd.data.manifest.manifest import Manifest
 
     data = Manifest.read(manifest)
     for line in data.verify(min_identities=min_identities, allow_duplicates=allow_duplicates):
@@ -261,9 +261,9 @@ def train(
         revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         approach: Train on these forgeries only; repeat for several.
     """
-    from fairfd.detectors import create_detector
-    from fairfd.manifest import REAL, Manifest
-    from fairfd.training import train as train_detector
+    from fairfd.data.manifest.manifest import REAL, Manifest
+    from fairfd.models.detectors import create_detector
+    from fairfd.training.loop import train as train_detector
     from tenfold.runs import seed_everything
 
     data = Manifest.read(manifest)
@@ -304,10 +304,10 @@ def score(
         gray: Test on luminance, as the paper's colour ablation does.
         skip_bad: Leave unreadable images out instead of stopping.
     """
-    from fairfd.detectors import create_detector, load_detector
-    from fairfd.manifest import Manifest
-    from fairfd.samples import few
-    from fairfd.scoring import score_readable
+    from fairfd.data.manifest.manifest import Manifest
+    from fairfd.data.manifest.samples import few
+    from fairfd.evaluation.scores.inference import score_readable
+    from fairfd.models.detectors import create_detector, load_detector
 
     _target(out, manifest)
     data = Manifest.read(manifest)
@@ -365,8 +365,8 @@ def prune(
         evaluation: The split that the pruned detector will be judged on; it may share no person with the calibration.
         batch_size: Images at a time.
     """
-    from fairfd.manifest import Manifest
-    from fairfd.pruning_run import prune_detector
+    from fairfd.data.manifest.manifest import Manifest
+    from fairfd.training.pruning import prune_detector
 
     zeros, layers = prune_detector(
         Manifest.read(manifest), detector, out, method, rate, statistic, calibration, evaluation, batch_size
@@ -427,14 +427,14 @@ def metrics(
     """
     from rich.console import Console
 
-    from fairfd.auditing import audit
-    from fairfd.gates import check_limits, parse_limits
-    from fairfd.metrics import OFFICIAL
-    from fairfd.metrics import PAPER as PRINTED
-    from fairfd.report import Report
-    from fairfd.scores import ScoreFormat, read_score_tables
-    from fairfd.subjects import SIZES
-    from fairfd.tables import metrics_table
+    from fairfd.evaluation.audit.limits import check_limits, parse_limits
+    from fairfd.evaluation.audit.run import audit
+    from fairfd.evaluation.audit.sample_size import SIZES
+    from fairfd.evaluation.report.report import Report
+    from fairfd.evaluation.report.tables import metrics_table
+    from fairfd.evaluation.scores.files import ScoreFormat, read_score_tables
+    from fairfd.method.fairness import OFFICIAL
+    from fairfd.method.fairness import PAPER as PRINTED
 
     limits = parse_limits(limit)
     _target(out, scores)
@@ -491,7 +491,7 @@ def report(metrics: Annotated[tuple[Path, ...], Parameter(negative=())], *, out:
         metrics: JSON files.
         out: The page to write.
     """
-    from fairfd.report import Report
+    from fairfd.evaluation.report.report import Report
 
     if not metrics:
         raise UserError("name at least one JSON file written by `fairfd metrics`")
@@ -513,10 +513,10 @@ def thresholds(scores: Path, *, fraction: OpenShare = 0.5, threshold: float = 0.
     """
     from rich.console import Console
 
-    from fairfd.metrics import fairness
-    from fairfd.scores import read_score_tables
-    from fairfd.tables import thresholds_table
-    from fairfd.thresholds import threshold_audit
+    from fairfd.evaluation.audit.thresholds import threshold_audit
+    from fairfd.evaluation.report.tables import thresholds_table
+    from fairfd.evaluation.scores.files import read_score_tables
+    from fairfd.method.fairness import fairness
 
     for name, table in read_score_tables(scores).items():
         found = threshold_audit(
@@ -541,8 +541,8 @@ def import_official(folder: Path, *, out: Out = Path("scores.csv")) -> None:
         folder: saved_confidences, or one model's folder in it.
         out: The score file to write.
     """
-    from fairfd.official_scores import read_official_scores
-    from fairfd.score_table import write_score_tables
+    from fairfd.evaluation.scores.official import read_official_scores
+    from fairfd.evaluation.scores.score_table import write_score_tables
 
     _target(out)
     tables = read_official_scores(folder)
@@ -562,8 +562,8 @@ def demo(*, out: Out = Path("fairfd-demo"), seed: Seed = 0) -> None:
     """
     from rich.console import Console
 
-    from fairfd.demonstration import demonstrate
-    from fairfd.tables import accuracy_table, metrics_table
+    from fairfd.demo import demonstrate
+    from fairfd.evaluation.report.tables import accuracy_table, metrics_table
 
     console = Console(width=None if Console().is_terminal else 120)
     for each in demonstrate(out, seed):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from instructbrush.recipes import ApplyOptions, BaseOptions, Fit, LearnConfig, PhraseOptions, TrainConfig
+from instructbrush.training.presets import ApplyOptions, BaseOptions, Fit, LearnConfig, PhraseOptions, TrainConfig
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.errors import UserError
 from tenfold.options import Count, Seed
@@ -109,10 +109,10 @@ def learn(
     import torch
     from accelerate import PartialState
 
-    from instructbrush.instruction import Instruction, check_size
-    from instructbrush.learning import initial_text, learn_instruction
-    from instructbrush.pairs import named_pairs, readable_pairs
-    from instructbrush.phrases import read_bank
+    from instructbrush.data.datasets import named_pairs, readable_pairs
+    from instructbrush.method.phrases import read_bank
+    from instructbrush.models.instruction import Instruction, check_size
+    from instructbrush.training.learner import initial_text, learn_instruction
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: an instruction is a .safetensors file")
@@ -168,7 +168,7 @@ def _held(base: BaseOptions) -> None:
 
 
 def _editor(base: BaseOptions, device: str):  # its type needs torch
-    from instructbrush.base import load_editor, quiet_libraries
+    from instructbrush.models.backbones import load_editor, quiet_libraries
 
     quiet_libraries()
     return load_editor(base, device)
@@ -218,8 +218,8 @@ def apply(
     """
     import torch
 
-    from instructbrush.benchmarking import contact_sheet
-    from instructbrush.editing import edit_files, plan, readable
+    from instructbrush.benchmark.comparison import contact_sheet
+    from instructbrush.pipeline.inference import edit_files, plan, readable
     from tenfold.folders import Job, check_jobs
     from tenfold.images import write_image
 
@@ -244,7 +244,7 @@ def apply(
 
 
 def _load(path: Path):  # its type needs torch
-    from instructbrush.instruction import FILE, Instruction
+    from instructbrush.models.instruction import FILE, Instruction
 
     return Instruction.load(path / FILE if path.is_dir() else path)
 
@@ -296,10 +296,10 @@ def eval(  # noqa: A001  # the verb's name
 
     import torch
 
-    from instructbrush.dino_features import DinoFeatures
-    from instructbrush.editing import edit_batch
-    from instructbrush.pairs import named_pairs, readable_pairs
-    from instructbrush.scores import Scorer, table
+    from instructbrush.data.datasets import named_pairs, readable_pairs
+    from instructbrush.evaluation.metrics import Scorer, table
+    from instructbrush.evaluation.perceptual import DinoFeatures
+    from instructbrush.pipeline.inference import edit_batch
     from tenfold.files import write_text
     from tenfold.perceptual import lpips_network
 
@@ -349,8 +349,8 @@ def phrases(
         preset: Where unset options come from: tiny, small or paper.
         device: auto, cpu, cuda, ...
     """
-    from instructbrush.pairs import named_pairs, readable_pairs
-    from instructbrush.phrases import extract_phrases, read_bank
+    from instructbrush.data.datasets import named_pairs, readable_pairs
+    from instructbrush.method.phrases import extract_phrases, read_bank
 
     files = named_pairs(pictures)
     editor = _editor(base, device)
@@ -381,8 +381,8 @@ def show(
         distance: Load the editor, and show how far each layer has gone from the initial text.
         device: auto, cpu, cuda, ...
     """
-    from instructbrush.inspection import describe
-    from instructbrush.instruction import Instruction
+    from instructbrush.models.instruction import Instruction
+    from instructbrush.pipeline.inspection import describe
     from tenfold.runs import pick_device
 
     pick_device(device)  # one that is not there is a mistake, also where nothing is computed
@@ -433,7 +433,7 @@ def pull(repository: str, *, revision: str | None = None, out: Out = Path("edit.
         revision: Branch, tag or commit; the main branch by default.
         out: The file to write.
     """
-    from instructbrush.instruction import Instruction
+    from instructbrush.models.instruction import Instruction
 
     _writable(out)
     with _hub_errors(repository):
@@ -462,7 +462,7 @@ def make(
         test: Pairs to judge by.
         seed: Of the draw.
     """
-    from instructbrush.topbench import make_embedded
+    from instructbrush.data.layouts import make_embedded
 
     made = make_embedded(root, side=size, train=train, test=test, seed=seed, names=effect)
     print(f"{len(made.effects)} effects, {train} + {test} pairs each -> {root}")
@@ -486,7 +486,7 @@ def import_(
         test: Pairs to judge by: the next.
         local: Effects that change one thing only; repeat for several.
     """
-    from instructbrush.topbench import import_flat
+    from instructbrush.data.layouts import import_flat
 
     made = import_flat(source, root, train=train, test=test, local=local)
     print(f"{len(made.effects)} effects, {train} + {test} pairs each -> {root}")
@@ -499,7 +499,7 @@ def check(root: Path) -> int:
     Args:
         root: The folder.
     """
-    from instructbrush.topbench import check as faults_of
+    from instructbrush.data.layouts import check as faults_of
     from tenfold.cli import EXIT_LIMIT_BROKEN
 
     faults = faults_of(root)
@@ -558,12 +558,12 @@ def run_(
     """
     from dataclasses import asdict
 
-    from instructbrush.benchmarking import run_bench, summarise
-    from instructbrush.dino_features import DinoFeatures
-    from instructbrush.phrases import read_bank
-    from instructbrush.rivals import METHODS
-    from instructbrush.scores import Scorer
-    from instructbrush.topbench import TopBench
+    from instructbrush.benchmark.baselines import METHODS
+    from instructbrush.benchmark.comparison import run_bench, summarise
+    from instructbrush.data.layouts import TopBench
+    from instructbrush.evaluation.metrics import Scorer
+    from instructbrush.evaluation.perceptual import DinoFeatures
+    from instructbrush.method.phrases import read_bank
     from tenfold.perceptual import lpips_network
     from tenfold.runs import RunFolder
 
@@ -594,7 +594,7 @@ def report(folder: Path, *, json: Path | None = None) -> None:
         folder: What bench run wrote.
         json: Also write the numbers to this file.
     """
-    from instructbrush.benchmarking import as_json, read_rows, summarise
+    from instructbrush.benchmark.comparison import as_json, read_rows, summarise
     from tenfold.files import write_text
 
     if json is not None:
@@ -608,8 +608,8 @@ def report(folder: Path, *, json: Path | None = None) -> None:
 
 
 def _print_report(rows) -> None:  # plain dictionaries
-    from instructbrush.benchmarking import summarise
-    from instructbrush.scores import table
+    from instructbrush.benchmark.comparison import summarise
+    from instructbrush.evaluation.metrics import table
 
     summary = summarise(rows)
     for group, methods in summary.items():
@@ -637,8 +637,8 @@ def train(
     """
     from accelerate import PartialState
 
-    from instructbrush.base import quiet_libraries
-    from instructbrush.training import train as fit
+    from instructbrush.models.backbones import quiet_libraries
+    from instructbrush.training.pretraining import train as fit
 
     quiet_libraries()
     losses = fit(photos, recipe, options.out, resume=options.resume, device=options.device)
@@ -654,9 +654,9 @@ def demo(*, out: Out = Path("instructbrush-demo"), seed: Seed = 0) -> None:
         out: Folder for pictures and instruction files.
         seed: Of pairs and learning.
     """
-    from instructbrush.base import quiet_libraries
-    from instructbrush.demonstration import demo as showing
-    from instructbrush.scores import table
+    from instructbrush.demo import demo as showing
+    from instructbrush.evaluation.metrics import table
+    from instructbrush.models.backbones import quiet_libraries
 
     quiet_libraries()
 

@@ -11,8 +11,8 @@ from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.options import Count
 
 if TYPE_CHECKING:
-    from multreid.rivals import HardLabels
-    from multreid.transfer import Association
+    from multreid.benchmark import HardLabels
+    from multreid.method.label_transfer import Association
 
 PAPER = Paper(
     title="Exploring Homogeneous and Heterogeneous Consistent Label Associations for Unsupervised Visible-Infrared Person ReID",
@@ -36,7 +36,7 @@ def train(*, options: RunOptions, config: TrainConfig = TrainConfig()) -> None: 
     """
     from accelerate import PartialState
 
-    from multreid.training import train as train_network
+    from multreid.training.loop import train as train_network
 
     result = train_network(options.out, config, device=options.device, resume=options.resume)
     if not PartialState().is_main_process:
@@ -61,7 +61,7 @@ def associate(a: Path, b: Path, /, *, config: AssociateConfig = AssociateConfig(
         config: See the options.
         out: Where labels go: .npz (all arrays), .csv or .parquet (a row per instance).
     """
-    from multreid.label_files import check_output, read_features, write_labels
+    from multreid.pipeline.files import check_output, read_features, write_labels
 
     check_output(out, (a, b))
     labels, clusters = _associated(read_features(a), read_features(b), config, (str(a), str(b)))
@@ -77,10 +77,10 @@ def associate(a: Path, b: Path, /, *, config: AssociateConfig = AssociateConfig(
 
 
 def _associated(features_a, features_b, config: AssociateConfig, names: tuple[str, str]):
-    from multreid.clustering import cluster_features
-    from multreid.pipeline import associate as associate_features
-    from multreid.rivals import associate_by
-    from multreid.vectors import check_features, check_pair
+    from multreid.benchmark import associate_by
+    from multreid.method.clustering import cluster_features
+    from multreid.method.validation import check_features, check_pair
+    from multreid.pipeline.inference import associate as associate_features
 
     settings = {key: getattr(config, key) for key in ("eps", "min_samples", "k1", "k2")}
     pair = [check_features(each, name) for each, name in zip((features_a, features_b), names, strict=True)]
@@ -149,10 +149,10 @@ def search(
         cache: Where gallery features are kept; inside the gallery by default.
         device: auto, cpu, cuda.
     """
-    from multreid.contact_sheet import contact_sheet, ranked_paths
-    from multreid.extraction import load_model
-    from multreid.gallery import gallery_index, open_gallery, search_exact, search_index
-    from multreid.query import query_features
+    from multreid.evaluation.image_grid import contact_sheet, ranked_paths
+    from multreid.models.features import load_model
+    from multreid.pipeline.gallery import gallery_index, open_gallery, search_exact, search_index
+    from multreid.pipeline.query import query_features
     from tenfold.files import check_writable
     from tenfold.folders import FolderReport
     from tenfold.images import list_images
@@ -210,8 +210,8 @@ def eval(  # noqa: A001  # the verb's name
     """
     import json
 
-    from multreid.evaluation import evaluate
-    from multreid.extraction import load_model
+    from multreid.evaluation.protocols import evaluate
+    from multreid.models.features import load_model
     from tenfold.files import check_writable, write_text
     from tenfold.runs import pick_device
 
@@ -233,7 +233,7 @@ def demo(*, out: Path = Path("multreid-demo"), device: str = "auto") -> None:
         out: The folder to make.
         device: auto, cpu, cuda.
     """
-    from multreid.demonstration import association_demo, training_demo
+    from multreid.demo import association_demo, training_demo
     from tenfold.config import load_preset
     from tenfold.files import check_writable
     from tenfold.runs import pick_device

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pfrforgery.recipe import FederationConfig
+from pfrforgery.config import FederationConfig
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 
@@ -44,8 +44,8 @@ def simulate(
     Args:
         runtime: in-process needs nothing and gives the same bits every time; ray is Flower's simulation, one process per core.
     """
-    from pfrforgery.plots import plot_curves
-    from pfrforgery.simulation import simulate as run_simulation
+    from pfrforgery.evaluation.figures import plot_curves
+    from pfrforgery.pipeline.simulation import simulate as run_simulation
     from tenfold.runs import RunFolder
 
     folder = options.out
@@ -104,8 +104,8 @@ def eval(  # noqa: A001  # the verb's name
     from rich.console import Console
     from rich.table import Table
 
-    from pfrforgery.evaluation import evaluate_run, open_run, over_measured
-    from pfrforgery.server_side import finite
+    from pfrforgery.pipeline.inference import evaluate_run, open_run, over_measured
+    from pfrforgery.training.server_app import finite
     from tenfold.files import write_text
 
     opened = open_run(run_folder)
@@ -159,7 +159,7 @@ def predict(
     """
     import dataclasses
 
-    from pfrforgery.evaluation import client_detector, open_run, predict_pictures
+    from pfrforgery.pipeline.inference import client_detector, open_run, predict_pictures
     from tenfold.files import write_text
 
     opened = open_run(run_folder)
@@ -191,8 +191,8 @@ def export(run_folder: Path, *, client: int, out: Out) -> None:
         client: Whose detector.
         out: Folder to make.
     """
-    from pfrforgery.evaluation import export as write_detector
-    from pfrforgery.evaluation import open_run
+    from pfrforgery.pipeline.inference import export as write_detector
+    from pfrforgery.pipeline.inference import open_run
 
     write_detector(open_run(run_folder), client, out)
     print(f"detector of client {client} -> {out}")
@@ -232,9 +232,9 @@ def partition(
         seed: Of the draws.
         allow_single_class: Accept clients without real or without fake images.
     """
-    from pfrforgery.hybrid import gather
-    from pfrforgery.manifest import read_manifest, write_manifest
-    from pfrforgery.partitioning import Partition, Shares, divide
+    from pfrforgery.data.hybrid import gather
+    from pfrforgery.data.manifest import read_manifest, write_manifest
+    from pfrforgery.data.partition import Partition, Shares, divide
 
     if not 0 < train_share < 1:
         raise UserError(f"--train-share {train_share}: must be in (0, 1)")
@@ -272,7 +272,7 @@ def synth(
         size: Side in pixels.
         seed: Of the drawing.
     """
-    from pfrforgery.synthesis import write_faces
+    from pfrforgery.data.writers import write_faces
 
     print(f"{write_faces(out, data, clients, images, size, seed)} pictures of {clients} clients -> {out}")
 
@@ -286,7 +286,7 @@ def demo(*, out: Out = Path("pfrforgery-demo"), seed: int = 0, rounds: int = 12)
         seed: Of faces and training.
         rounds: Of each algorithm.
     """
-    from pfrforgery.demonstration import demonstrate, mean_of_last
+    from pfrforgery.demo import demonstrate, mean_of_last
 
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: must be at least 1")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tadsr.recipes import Degradation, DistillConfig, Family, Layout, TeacherConfig, UpscaleOptions
+from tadsr.config import Degradation, DistillConfig, Family, Layout, TeacherConfig, UpscaleOptions
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.options import Seed, Size
@@ -66,8 +66,8 @@ def upscale(
         overwrite: Write over results that are there; never over a picture that is read.
         device: auto, cpu, cuda, ...
     """
-    from tadsr.files import plan, upscale_files
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.pipeline.inference import plan, upscale_files
+    from tadsr.pipeline.pipeline import TADSRPipeline
     from tenfold.runs import pick_device
 
     jobs = plan(source, out, overwrite)
@@ -94,7 +94,7 @@ def train_teacher(*folders: Path, options: RunOptions, recipe: TeacherConfig = T
     Args:
         folders: Folders of photographs.
     """
-    from tadsr.training import train_teacher as train
+    from tadsr.training.run import train_teacher as train
 
     _some(folders)
     losses = train(folders, recipe, options.out, options.resume, options.device)
@@ -116,8 +116,8 @@ def distill(
         folders: Folders of photographs.
         revision: Branch, tag or commit of a teacher of the Hub.
     """
-    from tadsr.pipeline import TADSRPipeline
-    from tadsr.training import distill as train
+    from tadsr.pipeline.pipeline import TADSRPipeline
+    from tadsr.training.run import distill as train
 
     _some(folders)
     found = TADSRPipeline.load(teacher, revision)
@@ -165,7 +165,7 @@ def eval(  # noqa: A001  # the verb's name
     import json as writer
     from functools import partial
 
-    from tadsr.evaluation import bicubic, evaluate, table
+    from tadsr.evaluation.protocols import bicubic, evaluate, table
     from tenfold.files import write_text
     from tenfold.perceptual import lpips_network
 
@@ -187,7 +187,7 @@ def eval(  # noqa: A001  # the verb's name
 
 def _entries(pictures: Path, layout: Layout, limit: int, out: Path | None) -> list:  # its type needs torch
     """The pictures of a set, when `out` can be written and is none of them."""
-    from tadsr.layouts import read_set
+    from tadsr.data.layouts import read_set
     from tenfold.files import check_writable
 
     entries = read_set(pictures, layout)
@@ -201,9 +201,9 @@ def _entries(pictures: Path, layout: Layout, limit: int, out: Path | None) -> li
 
 
 def _upscalers(models: tuple[str, ...], revision: str | None, pictures: Path, device: str) -> dict:
-    from tadsr.data import refuse_overlap
-    from tadsr.evaluation import upscaler
-    from tadsr.pipeline import SHIPPED, TADSRPipeline
+    from tadsr.data.datasets import refuse_overlap
+    from tadsr.evaluation.protocols import upscaler
+    from tadsr.pipeline.pipeline import SHIPPED, TADSRPipeline
     from tenfold.runs import pick_device
 
     place = pick_device(device)
@@ -241,8 +241,8 @@ def compare(
         limit: How many pictures to show; 0 for all.
         device: auto, cpu, cuda, ...
     """
-    from tadsr.evaluation import bicubic, comparison_sheet, load_pair
-    from tadsr.files import ENDINGS
+    from tadsr.evaluation.protocols import bicubic, comparison_sheet, load_pair
+    from tadsr.pipeline.inference import ENDINGS
     from tenfold.folders import work_on_files
 
     if out.suffix.lower() not in ENDINGS:
@@ -269,7 +269,7 @@ def degrade(source: Path, out: Path, *, kind: Degradation = "bicubic", seed: See
         seed: Of the random degradations.
         overwrite: Write over results that are there; never over a picture that is read.
     """
-    from tadsr.files import degrade_files, plan
+    from tadsr.pipeline.inference import degrade_files, plan
 
     report = degrade_files(plan(source, out, overwrite), kind, seed)
     print(f"degraded {_pictures(len(report.results))} -> {out}")
@@ -291,8 +291,8 @@ def convert(
         clamp: The start of the chain is bounded as in SinSR's and TAD-SR's code.
         teacher: The default is the whole chain, not one step.
     """
-    from tadsr.converters import LICENCE, scheduler_of, unet_from_resshift, vq_from_resshift
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.models.pretrained import LICENCE, scheduler_of, unet_from_resshift, vq_from_resshift
+    from tadsr.pipeline.pipeline import TADSRPipeline
     from tenfold.files import atomic_folder
 
     with atomic_folder(out) as temporary:
@@ -314,8 +314,8 @@ def demo(*, out: Out = Path("tadsr-demo")) -> None:
     Args:
         out: Folder for the pictures.
     """
-    from tadsr.demonstration import demo as show
-    from tadsr.evaluation import table
+    from tadsr.demo import demo as show
+    from tadsr.evaluation.protocols import table
 
     print(f"{table(show(out))}\n-> {out / 'comparison.png'}")
 

@@ -14,12 +14,12 @@ from accelerate import init_empty_weights
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
-from tadsr.architectures import Autoencoder, Network, latent_factor
-from tadsr.autoencoders import FaceVQModel, IdentityAutoencoder, PixelUnshuffleAutoencoder
-from tadsr.compact import CompactDenoiser
-from tadsr.diffusion import ResShiftScheduler
-from tadsr.networks import ResShiftUNet
-from tadsr.recipes import LONGEST_CHAIN
+from tadsr.config import LONGEST_CHAIN
+from tadsr.models.autoencoders import FaceVQModel, IdentityAutoencoder, PixelUnshuffleAutoencoder
+from tadsr.models.compact import CompactDenoiser
+from tadsr.models.diffusion import ResShiftScheduler
+from tadsr.models.networks import ResShiftUNet
+from tadsr.models.registry import Autoencoder, Network, latent_factor
 from tenfold import UserError
 from tenfold.checkpoints import load_weights, read_tensors
 from tenfold.reading import CONFIG_LIMIT, read_json_object

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import Parameter
 
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
-from twinsight.config import FederationConfig
+from twinsight.config.config import FederationConfig
 
 PAPER = Paper(
     title="Robust Training of Federated Models with Extremely Label Deficiency",
@@ -67,8 +67,8 @@ def simulate(
         backend: local: clients one after the other in this process. ray: Flower's simulation, several at a time.
     """
     from tenfold.runs import pick_device
-    from twinsight.plots import plot_curves
-    from twinsight.simulation import simulate as start
+    from twinsight.evaluation.figures import plot_curves
+    from twinsight.pipeline.simulation import simulate as start
 
     pick_device(options.device)
     outcome = start(options.out, config, resume=options.resume, backend=backend, device=options.device)
@@ -84,9 +84,9 @@ def simulate(
 
 def draw_partition_of(config: FederationConfig, path: Path) -> None:
     """The class counts of a configuration's clients as a picture."""
-    from twinsight.data import load
-    from twinsight.partition import partition_of
-    from twinsight.plots import plot_partition
+    from twinsight.data.datasets import load
+    from twinsight.data.partition import partition_of
+    from twinsight.evaluation.figures import plot_partition
 
     train, _ = load(config)
     split = partition_of(config)
@@ -124,8 +124,8 @@ def partition(
         config: of the federation.
     """
     from tenfold.files import write_text
-    from twinsight.data import load
-    from twinsight.partition import partition_of
+    from twinsight.data.datasets import load
+    from twinsight.data.partition import partition_of
 
     train, _ = load(config)
     split = partition_of(config)
@@ -164,8 +164,8 @@ def eval(  # noqa: A001  # the verb's name
         out: JSON to write.
     """
     from tenfold.files import write_text
-    from twinsight.federation import load_model
-    from twinsight.scoring import score, test_pictures
+    from twinsight.evaluation.protocols import score, test_pictures
+    from twinsight.training.loop import load_model
 
     network = load_model(model)
     scores = score(network, test_pictures(data, root, network))
@@ -184,8 +184,8 @@ def predict(model: Path, pictures: Path, *, out: Path | None = None) -> None:
         pictures: A picture, or a folder.
         out: CSV to write; without it the names are printed.
     """
-    from twinsight.federation import load_model
-    from twinsight.predicting import predict_files, write_predictions
+    from twinsight.pipeline.inference import predict_files, write_predictions
+    from twinsight.training.loop import load_model
 
     found = predict_files(load_model(model), pictures)
     if out is None:
@@ -199,7 +199,7 @@ def predict(model: Path, pictures: Path, *, out: Path | None = None) -> None:
 @verb(app, "twinsight methods")
 def methods() -> None:
     """List the methods that --method takes."""
-    from twinsight.methods import METHODS
+    from twinsight.config.methods import METHODS
 
     width = max(map(len, METHODS))
     for name, method in METHODS.items():
@@ -218,8 +218,8 @@ def compare(arms: tuple[str, ...], /, *, options: RunOptions, config: Config = F
         options: of the runs; --out holds one run folder for each.
         config: what all share.
     """
-    from twinsight.comparison import compare as run_arms
-    from twinsight.plots import plot_curves
+    from twinsight.benchmark import compare as run_arms
+    from twinsight.evaluation.figures import plot_curves
 
     results = run_arms(config, arms, options.out, resume=options.resume, device=options.device)
     plot_curves({name: each["accuracy"] for name, each in results.items()}, options.out / "accuracy.png", config.data)
@@ -236,7 +236,7 @@ def demo(*, out: Path = Path("twinsight-demo"), rounds: int = 8, seed: int = 0) 
         rounds: Rounds of each federation; at this size the paper's claim does not show, and more rounds do not change that.
         seed: Of the partition and of all draws.
     """
-    from twinsight.demonstration import ARMS, demonstrate
+    from twinsight.demo import ARMS, demonstrate
 
     results = demonstrate(out, rounds, seed)
     table([result_row(name, results[name]) for name in ARMS], HEADS, title=f"digits, {rounds} rounds, seed {seed}")

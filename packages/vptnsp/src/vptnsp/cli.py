@@ -12,7 +12,7 @@ from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
 from tenfold.options import Count, Positive, Seed, Size
-from vptnsp.config import MethodName, PretrainConfig, TrainConfig
+from vptnsp.config.config import MethodName, PretrainConfig, TrainConfig
 
 PAPER = Paper(
     title="Visual Prompt Tuning in Null Space for Continual Learning",
@@ -115,7 +115,7 @@ def train(*, options: RunOptions, config: TrainConfig | None = None, json: AsJso
     """
     from accelerate import PartialState
 
-    from vptnsp.training import train as train_stream
+    from vptnsp.training.run import train as train_stream
 
     result = train_stream(options.out, config or TrainConfig(), options.device, options.resume)
     if not PartialState().is_main_process:
@@ -170,8 +170,8 @@ def fit_task(
         json: Print the result as JSON.
     """
     from tenfold.files import atomic_folder
-    from vptnsp.applying import changed, fit_folder
-    from vptnsp.learner import NSPLearner
+    from vptnsp.pipeline.inference import changed, fit_folder
+    from vptnsp.training.learner import NSPLearner
 
     _refuse_existing(out)
     loaded = changed(NSPLearner.load(_learner_folder(learner, revision)), epochs=epochs, batch_size=batch_size, lr=lr)
@@ -199,8 +199,8 @@ def eval(learner: Path, folder: Path, *, revision: Revision = None, json: AsJson
         folder: One folder per class, named as when learnt.
         json: Print the result as JSON.
     """
-    from vptnsp.applying import evaluate_folder
-    from vptnsp.learner import NSPLearner
+    from vptnsp.pipeline.inference import evaluate_folder
+    from vptnsp.training.learner import NSPLearner
 
     result = evaluate_folder(NSPLearner.load(_learner_folder(learner, revision)), folder)
     if json:
@@ -229,8 +229,8 @@ def predict(
         json: Print the result as JSON.
     """
     from tenfold.images import list_images
-    from vptnsp.applying import predict_pictures, write_predictions
-    from vptnsp.learner import NSPLearner
+    from vptnsp.pipeline.inference import predict_pictures, write_predictions
+    from vptnsp.training.learner import NSPLearner
 
     source = _learner_folder(learner, revision)
     _check_result(out, [source, *list_images(pictures)])
@@ -259,8 +259,8 @@ def inspect(learner: Path, *, out: Path | None = None, revision: Revision = None
         out: Draw the spectra to this PNG file.
         json: Print the result as JSON.
     """
-    from vptnsp.inspection import inspect_learner, plot_inspection
-    from vptnsp.learner import NSPLearner
+    from vptnsp.pipeline.inspection import inspect_learner, plot_inspection
+    from vptnsp.training.learner import NSPLearner
 
     source = _learner_folder(learner, revision)
     if out is not None and out.suffix.lower() != ".png":
@@ -298,7 +298,7 @@ def demo(*, out: Path = Path("vptnsp-demo"), json: AsJson = False) -> None:
         out: A folder for the pictures.
         json: Print the result as JSON.
     """
-    from vptnsp.demonstration import demonstrate
+    from vptnsp.demo import demonstrate
 
     check_writable(out / "glyphs.png")
     results = demonstrate(out)
@@ -335,8 +335,8 @@ def toy(
     """
     from dataclasses import replace
 
-    from vptnsp.demonstration import TOY
-    from vptnsp.demonstration import toy as compare_methods
+    from vptnsp.demo import TOY
+    from vptnsp.demo import toy as compare_methods
 
     results = compare_methods(replace(TOY, tasks=tasks), methods, range(seeds))
     if json:
@@ -356,7 +356,7 @@ def split(folder: Path, *, out: Path, tasks: Count = 10, seed: Seed = 2024, json
         seed: Of the order and the split.
         json: Print the tasks as JSON.
     """
-    from vptnsp.splits import write_split
+    from vptnsp.data.writers import write_split
 
     _refuse_existing(out)
     order = write_split(folder, out, tasks, seed)
@@ -386,8 +386,8 @@ def bench(
     """
     if num_prompts < 3:
         raise UserError(f"--num-prompts {num_prompts}: at least 3 are needed")
-    from vptnsp.benchmarking import measure_costs
-    from vptnsp.prompted_vit import PromptedViT
+    from vptnsp.benchmark import measure_costs
+    from vptnsp.models.networks import PromptedViT
 
     costs = measure_costs(lambda: PromptedViT.from_timm(backbone, num_prompts, pretrained=False), batch_size, repeats)
     if json:
@@ -413,7 +413,7 @@ def pretrain(*, options: RunOptions, config: PretrainConfig | None = None, json:
         config: Data and optimisation.
         json: Print the result as JSON.
     """
-    from vptnsp.pretraining import pretrain as pretrain_backbone
+    from vptnsp.training.pretraining import pretrain as pretrain_backbone
 
     result = pretrain_backbone(options.out, config or PretrainConfig(), options.device, options.resume)
     if json:

@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.options import Count, Positive, Seed
-from weatherkr.recipe import TrainConfig
+from weatherkr.config import TrainConfig
 
 PAPER = Paper(
     title="Continual All-in-One Adverse Weather Removal with Knowledge Replay on a Unified Network Structure",
@@ -73,7 +73,7 @@ def restore(
     """
     import time
 
-    from weatherkr.restoring import load_model, restore_files
+    from weatherkr.pipeline.inference import load_model, restore_files
 
     started = time.perf_counter()
     report = restore_files(
@@ -133,9 +133,9 @@ def train(
         start: A run, or one of its states, to go on from: its network, whatever --dim says; its pictures are not needed.
         fit_crop: Where the sizes of a pair differ, take the middle of the larger.
     """
-    from weatherkr.state import resolve_state
-    from weatherkr.tasks import build_tasks
-    from weatherkr.training import train as train_tasks
+    from weatherkr.data.tasks import build_tasks
+    from weatherkr.training.run import train as train_tasks
+    from weatherkr.training.state import resolve_state
 
     tasks = build_tasks(task, val, seed=recipe.seed, crop_to_fit=fit_crop)
     report = train_tasks(
@@ -181,8 +181,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from weatherkr.comparison_run import compare_in_folder
-    from weatherkr.tasks import build_tasks
+    from weatherkr.benchmark.run import compare_in_folder
+    from weatherkr.data.tasks import build_tasks
 
     tasks = build_tasks(task, val, seed=recipe.seed) if task else None
     rows = compare_in_folder(tasks, method, recipe, options.out, device=options.device, resume=options.resume)
@@ -228,9 +228,9 @@ def eval(  # noqa: A001  # the verb's name
     from rich.table import Table
 
     from tenfold.files import check_writable, write_text
-    from weatherkr.evaluation import evaluate
-    from weatherkr.restoring import load_model
-    from weatherkr.tasks import parse_pairs
+    from weatherkr.data.tasks import parse_pairs
+    from weatherkr.evaluation.protocols import evaluate
+    from weatherkr.pipeline.inference import load_model
 
     if not task:
         raise UserError("nothing to measure: name at least one --task")
@@ -265,7 +265,7 @@ def history(state: Path) -> None:
     Args:
         state: A run folder, or one of its states.
     """
-    from weatherkr.state import LearnerState, resolve_state
+    from weatherkr.training.state import LearnerState, resolve_state
 
     found = LearnerState.load(resolve_state(state))
     print(f"network: dim {found.net.dim}, {found.net.blocks} blocks, shuffle {found.net.shuffle}")
@@ -304,7 +304,7 @@ def degrade(
         seed: Of the weather.
         scale: Size of streaks, flakes and drops; by default it follows the picture's (1 for 320 pixels of height).
     """
-    from weatherkr.degrading import write_pairs
+    from weatherkr.data.writers import write_pairs
 
     report = write_pairs(source, out, kind, setting, seed, scale)
     print(f"{len(report.results)} pairs each of {', '.join(dict.fromkeys(kind))} -> {out}")
@@ -331,8 +331,8 @@ def export(
         file_format: safetensors: what restore and from_pretrained read; pt2: torch.export, any size; onnx: needs weatherkr[onnx].
         half: Store the weights in half precision.
     """
-    from weatherkr.exporting import check_export, export_model
-    from weatherkr.restoring import load_model
+    from weatherkr.pipeline.export import check_export, export_model
+    from weatherkr.pipeline.inference import load_model
 
     check_export(out, file_format, half)
     export_model(load_model(model, "cpu"), out, file_format, half)
@@ -347,8 +347,8 @@ def import_official(checkpoint: Path, *, out: Out = Path("official")) -> None:
         checkpoint: ffa_best.pk.
         out: Folder for the model.
     """
-    from weatherkr.exporting import check_export, export_model
-    from weatherkr.exporting import import_official as read_official
+    from weatherkr.pipeline.export import check_export, export_model
+    from weatherkr.pipeline.export import import_official as read_official
 
     check_export(out)
     net = read_official(checkpoint)
@@ -367,8 +367,8 @@ def demo(*, out: Out = Path("weatherkr-demo"), seed: Seed = 0) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from weatherkr.demonstration import demonstrate
-    from weatherkr.restoring import load_model
+    from weatherkr.demo import demonstrate
+    from weatherkr.pipeline.inference import load_model
 
     found = demonstrate(load_model(), out, seed=seed)
     table = Table("weather", "degraded", "restored", "gain", title="PSNR in dB / SSIM, protocol official")

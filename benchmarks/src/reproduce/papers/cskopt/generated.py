@@ -27,7 +27,7 @@ BASELINE_ARMS = ("csko", "all-taps", "head", "bias", "sparse-update", "ewc", "lw
 
 def measure_shapes(seed: int, tier: str, folder: Path) -> Measurement:
     """Specification §10: 10 base classes, then 5 sessions of 2; in the smoke tier 6, then 2 sessions of 2."""
-    from cskopt.data import shapes_corpus
+    from cskopt.data.datasets import shapes_corpus
 
     if tier == "smoke":
         config = train_config(
@@ -48,7 +48,7 @@ def measure_baselines(seed: int, _: str, folder: Path) -> Measurement:
 
 
 def _full_shapes(seed: int, folder: Path, arms: Sequence[str]) -> Measurement:
-    from cskopt.data import shapes_corpus
+    from cskopt.data.datasets import shapes_corpus
 
     return run_arms(shapes_corpus(20, 120, 50, seed), train_config(seed=seed, class_seed=seed), arms, folder)
 

@@ -16,7 +16,7 @@ REAL_ARMS = ("csko", "csko-random", "csko-corner", "all-taps", "all-taps-prototy
 
 def measure_weak_base(seed: int, _: str, folder: Path) -> Measurement:
     """The weak-base variant: 4 base classes, then 8 sessions of 2; features leave more to be learnt."""
-    from cskopt.data import shapes_corpus
+    from cskopt.data.datasets import shapes_corpus
 
     config = train_config(seed=seed, class_seed=seed, base_classes=4)
     return run_arms(shapes_corpus(20, 120, 50, seed), config, REAL_ARMS, folder)
@@ -29,7 +29,7 @@ def measure_real(seed: int, _: str, folder: Path) -> Measurement:
 
 
 def _real_corpus() -> Any:
-    from cskopt.data import digits_corpus, zip_corpus
+    from cskopt.data.datasets import digits_corpus, zip_corpus
 
     roots = [Path(each) for each in (os.environ.get(DATA_VARIABLE), "data") if each]
     for root in roots:

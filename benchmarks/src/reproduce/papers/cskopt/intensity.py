@@ -12,9 +12,9 @@ def measure_intensity(seed: int, tier: str, folder: Path) -> Measurement:
     """Edge and corner elements against the centre (= 1), in the first and the last block, raw and per use."""
     import torch
 
-    from cskopt.data import shapes_corpus
-    from cskopt.plots import plot_intensity
-    from cskopt.studies import intensity_study
+    from cskopt.data.datasets import shapes_corpus
+    from cskopt.demo import intensity_study
+    from cskopt.evaluation.figures import plot_intensity
 
     torch.set_num_threads(1)
     size = (12, 60, 10) if tier == "smoke" else (20, 120, 10)

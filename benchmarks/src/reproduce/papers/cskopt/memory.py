@@ -23,8 +23,8 @@ def _memory(network: str, schemes: Sequence[str], seed: int) -> dict[str, dict[s
     import torch
 
     from cskopt import build_model
-    from cskopt.profiling import profile_training
-    from cskopt.schemes import scheme_model
+    from cskopt.benchmark.comparison import scheme_model
+    from cskopt.benchmark.profiling import profile_training
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)

@@ -22,9 +22,9 @@ def run_arms(corpus: Any, config: Any, arms: Sequence[str], folder: Path) -> dic
     import torch
 
     from cskopt import METHODS, IncrementalLearner, build_model
-    from cskopt.data import SessionPictures, class_order
-    from cskopt.plots import plot_sessions
-    from cskopt.training import make_accelerator, run_sessions, train_base
+    from cskopt.data.datasets import SessionPictures, class_order
+    from cskopt.evaluation.figures import plot_sessions
+    from cskopt.training.run import make_accelerator, run_sessions, train_base
     from tenfold.runs import seed_everything
 
     torch.set_num_threads(1)  # sums in one order: the same numbers on every machine

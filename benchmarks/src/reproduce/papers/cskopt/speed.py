@@ -10,7 +10,7 @@ def _stepper(network: str, scheme: str) -> Callable[[], object]:
     import torch
 
     from cskopt import build_model
-    from cskopt.schemes import scheme_model
+    from cskopt.benchmark.comparison import scheme_model
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def _weight_gradients() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
     from torch.nn.grad import conv2d_weight
 
-    from cskopt.center_conv import centre_gradient
+    from cskopt.method.center_conv import centre_gradient
 
     torch.set_num_threads(1)
     gy, x = torch.randn(8, 512, 3, 3), torch.randn(8, 512, 3, 3)
@@ -55,7 +55,7 @@ def _weight_gradients() -> tuple[Callable[[], object], Callable[[], object]]:
 def _bit_packing() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
 
-    from cskopt.lean import pack_bits
+    from cskopt.method.memory_efficient import pack_bits
 
     torch.set_num_threads(1)
     mask = torch.rand(8, 64, 48, 48) > 0.5
@@ -66,7 +66,7 @@ def _bit_packing() -> tuple[Callable[[], object], Callable[[], object]]:
 def _eigen_decompositions() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
 
-    from cskopt.projection import null_space_projector
+    from cskopt.method.projection import null_space_projector
 
     torch.set_num_threads(1)
     few, many = torch.randn(2000, 96), torch.randn(2000, 96 * 9)

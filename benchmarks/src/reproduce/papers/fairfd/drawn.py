@@ -14,8 +14,8 @@ from reproduce.papers.fairfd.planted import defined
 
 if TYPE_CHECKING:
     from fairfd import ScoreTable
-    from fairfd.detectors.base import Detector
-    from fairfd.faces import DrawnSet, DrawnSplit
+    from fairfd.data.synthetic.datasets import DrawnSet, DrawnSplit
+    from fairfd.models.detectors.detector import Detector
 
 FRONT_ENDS = ("rgb", "gray", "spsl", "f3net", "srm")
 PRUNING_RATE = 0.05
@@ -26,9 +26,9 @@ BALANCED, IMBALANCED = (8, 8, 8, 8), (20, 6, 3, 3)
 def measure(seed: int, _tier: str, place: Path) -> Measurement:
     """Train each front end once, and measure bias and utility of it and of its variants on people it has not seen."""
     import fairfd
-    from fairfd.demonstration import contact_sheet, drawn_dataset, train_small
-    from fairfd.faces import drawn_experiment
-    from fairfd.scoring import score
+    from fairfd.data.synthetic.datasets import drawn_experiment
+    from fairfd.demo import contact_sheet, drawn_dataset, train_small
+    from fairfd.evaluation.scores.inference import score
     from tenfold.images import write_image
 
     # One data set for all seeds would let its accidents pass for the method's: each seed draws its own people.
@@ -55,7 +55,7 @@ def measure(seed: int, _tier: str, place: Path) -> Measurement:
 def row(table: "ScoreTable") -> dict[str, float]:
     """What is reported of one detector."""
     import fairfd
-    from fairfd.uncertainty import difference
+    from fairfd.evaluation.audit.uncertainty import difference
 
     rates = table.rate_table()
     boot = fairfd.bootstrap(rates, n_boot=500, seed=0)
@@ -73,7 +73,7 @@ def row(table: "ScoreTable") -> dict[str, float]:
 def threshold_arms(table: "ScoreTable", seed: int) -> dict[str, dict[str, float]]:
     """The common threshold and group thresholds, on the half of the people that did not set them."""
     import fairfd
-    from fairfd.thresholds import threshold_audit
+    from fairfd.evaluation.audit.thresholds import threshold_audit
 
     found = threshold_audit(table.score, table.label, table.group, table.approach, table.identity, seed=seed)
     return {
@@ -86,9 +86,9 @@ def pruned_arms(detector: "Detector", data: "DrawnSet", seed: int) -> dict[str, 
     """BPFA and its rivals at one rate: calibrated on genuine training faces, measured on the test people."""
     import torch
 
-    from fairfd import prune
-    from fairfd.demonstration import drawn_dataset
-    from fairfd.scoring import score
+    from fairfd.demo import drawn_dataset
+    from fairfd.evaluation.scores.inference import score
+    from fairfd.method import pruning as prune
 
     names = tuple(dict.fromkeys(data.train.groups.tolist()))
     genuine = (data.train.labels == 0).nonzero()[:, 0]

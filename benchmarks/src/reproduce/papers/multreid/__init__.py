@@ -27,11 +27,16 @@ SMOKE_SETTINGS = ("look-alikes-0.85", "camera-splits", "weak-shared-identity")
 
 def _association(setting: str) -> Callable[[int, str, Path], dict[str, dict[str, float]]]:
     def measure(seed: int, _: str, folder: Path) -> dict[str, dict[str, float]]:
-        from multreid.clustering import cluster_features
-        from multreid.pedestrians import two_modality_features
-        from multreid.plots import plot_labels
-        from multreid.rivals import associate_by, both_spaces_f1, without_heterogeneous_step, without_homogeneous_step
-        from multreid.transfer import transfer_labels
+        from multreid.benchmark import (
+            associate_by,
+            both_spaces_f1,
+            without_heterogeneous_step,
+            without_homogeneous_step,
+        )
+        from multreid.data.synthetic import two_modality_features
+        from multreid.evaluation.figures import plot_labels
+        from multreid.method.clustering import cluster_features
+        from multreid.method.label_transfer import transfer_labels
 
         a, b, ids_a, ids_b = two_modality_features(seed, **SETTINGS[setting])
         in_a, in_b = cluster_features(a, k1=20), cluster_features(b, k1=20)
@@ -67,12 +72,12 @@ def _end_to_end(seed: int, tier: str, folder: Path) -> dict[str, dict[str, float
     import torch
 
     from multreid.config import EvalConfig, TrainConfig
-    from multreid.demonstration import write_search_sheet
-    from multreid.evaluation import evaluate
-    from multreid.extraction import load_model
-    from multreid.networks import TwoStreamResNet
-    from multreid.pedestrians import write_people
-    from multreid.training import train
+    from multreid.data.synthetic import write_people
+    from multreid.demo import write_search_sheet
+    from multreid.evaluation.protocols import evaluate
+    from multreid.models.features import load_model
+    from multreid.models.networks import TwoStreamResNet
+    from multreid.training.loop import train
     from tenfold.config import load_preset
     from tenfold.runs import seed_everything
 

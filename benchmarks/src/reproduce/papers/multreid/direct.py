@@ -79,7 +79,7 @@ def direct_transfer(
 
     In 32 bits, as published, five hundred iterations of the transport round: soft labels are off by 1.2e-5.
     """
-    from multreid.neighbours import squared_distances
+    from multreid.method.nearest_neighbors import squared_distances
 
     def softmax(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
         exponential = np.exp((features @ centres.T - 1) / np.float32(0.05))

@@ -14,8 +14,8 @@ PROGRAM = """
 import ctypes, gc, json, sys, time
 import torch
 torch.set_num_threads(1)
-from multreid.jaccard import jaccard_similarity
-from multreid.transfer import transfer_labels
+from multreid.method.jaccard import jaccard_similarity
+from multreid.method.label_transfer import transfer_labels
 from reproduce.papers.multreid.direct import direct_jaccard, direct_transfer
 from reproduce.papers.multreid.speed import speed_features
 

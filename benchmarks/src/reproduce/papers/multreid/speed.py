@@ -15,15 +15,15 @@ from reproduce.papers.multreid.direct import direct_jaccard, direct_transfer
 
 def speed_features(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Section 12: 25 instances per cluster, 256-d, noise 1."""
-    from multreid.pedestrians import two_modality_features
+    from multreid.data.synthetic import two_modality_features
 
     return two_modality_features(seed, identities=n // 25, per_identity=25, dimension=256, noise=1.0)
 
 
 def measure_difference(seed: int, _: str, __: Path) -> dict[str, dict[str, float]]:
     """Largest differences between the sparse and the direct association of 2,500 and 2,500 instances, transport in 64 bits."""
-    from multreid.jaccard import jaccard_similarity
-    from multreid.transfer import transfer_labels
+    from multreid.method.jaccard import jaccard_similarity
+    from multreid.method.label_transfer import transfer_labels
 
     a, b, labels_a, labels_b = speed_features(2500, seed)
     near = jaccard_similarity(a), jaccard_similarity(b)
@@ -46,7 +46,7 @@ import json, resource, sys, time
 import numpy as np, torch
 torch.set_num_threads(1)
 from multreid import transfer_labels
-from multreid.pedestrians import two_modality_features
+from multreid.data.synthetic import two_modality_features
 a, b, labels_a, labels_b = two_modality_features(int(sys.argv[1]), identities=800, per_identity=25, dimension=256, noise=1.0)
 kept = np.arange(len(b)) % 25 < 15
 started = time.process_time()
@@ -58,7 +58,7 @@ print(json.dumps({"CPU seconds": time.process_time() - started, "peak GiB": peak
 SEARCH_LARGE = """
 import json, sys, time
 import faiss, numpy as np
-from multreid.gallery import build_index, search_exact, search_index
+from multreid.pipeline.gallery import build_index, search_exact, search_index
 faiss.omp_set_num_threads(1)
 draw = np.random.default_rng(int(sys.argv[1]))
 centres = draw.standard_normal((20000, 256), dtype=np.float32)
@@ -90,7 +90,7 @@ def measure_large(seed: int, _: str, __: Path) -> dict[str, dict[str, float]]:
 
 def _jaccard_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
-        from multreid.jaccard import jaccard_similarity
+        from multreid.method.jaccard import jaccard_similarity
 
         features = speed_features(n)[0]
         return lambda: jaccard_similarity(features), lambda: direct_jaccard(features)
@@ -100,8 +100,8 @@ def _jaccard_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[
 
 def _transfer_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
-        from multreid.jaccard import jaccard_similarity
-        from multreid.transfer import transfer_labels
+        from multreid.method.jaccard import jaccard_similarity
+        from multreid.method.label_transfer import transfer_labels
 
         a, b, labels_a, labels_b = speed_features(n)
         near = jaccard_similarity(a), jaccard_similarity(b)
@@ -116,7 +116,7 @@ def _transfer_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable
 
 def _association_speed(n: int) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
-        from multreid.transfer import transfer_labels
+        from multreid.method.label_transfer import transfer_labels
 
         clustered = speed_features(n)
         return (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tadsr.networks import ResShiftUNet
+    from tadsr.models.networks import ResShiftUNet
 
 
 def written_out_attention(attn: Any, windows: Tensor, mask: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def written_out_attention(attn: Any, windows: Tensor, mask: Tensor) -> Tensor:
 
 def published_unet(unet: "ResShiftUNet") -> "ResShiftUNet":
     """A copy with the published arrangement."""
-    from tadsr.swin import SwinBlock, from_windows, published_mask, to_windows
+    from tadsr.models.attention import SwinBlock, from_windows, published_mask, to_windows
 
     class PublishedBlock(SwinBlock):
         """A block whose mask is built in every call."""

@@ -10,7 +10,7 @@ def one_step_against_chain() -> tuple[Callable[[], object], Callable[[], object]
     """The same picture through student and teacher, from pixels to pixels."""
     import torch
 
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.pipeline.pipeline import TADSRPipeline
 
     student, teacher = TADSRPipeline.load("perceptual"), TADSRPipeline.load("teacher")
     low = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def unet_against_published() -> tuple[Callable[[], object], Callable[[], object]
     import torch
 
     from reproduce.papers.tadsr.published import published_unet
-    from tadsr.networks import ResShiftUNet
+    from tadsr.models.networks import ResShiftUNet
 
     torch.manual_seed(0)
     ours = ResShiftUNet().eval()

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from reproduce.claims import Claim, Experiment, Measurement, Verdict
 
 if TYPE_CHECKING:
-    from tadsr.compact import CompactDenoiser
-    from tadsr.diffusion import ResShiftScheduler
+    from tadsr.models.compact import CompactDenoiser
+    from tadsr.models.diffusion import ResShiftScheduler
 
 SIDE, FACTOR = 32, 4
 
@@ -93,7 +93,7 @@ class Latents:
 
 def small_network() -> "CompactDenoiser":
     """0.2 M parameters."""
-    from tadsr.compact import CompactDenoiser
+    from tadsr.models.compact import CompactDenoiser
 
     # The condition is twice the picture: the skip's scale of 1 makes it the latent of the picture.
     return CompactDenoiser(latent_channels=16, lq_channels=1, channels=48, depth=4, factor=FACTOR, scale=1.0)
@@ -103,8 +103,8 @@ def train_teacher(
     data: Latents, steps: int, scheduler: "ResShiftScheduler", generator: torch.Generator
 ) -> "CompactDenoiser":
     """The averaged network after `steps` steps of 32 pictures."""
-    from tadsr.loop import frozen_copy, update_ema
-    from tadsr.teacher import teacher_loss
+    from tadsr.training.loop import frozen_copy, update_ema
+    from tadsr.training.teacher import teacher_loss
 
     network = small_network()
     ema = frozen_copy(network)
@@ -166,10 +166,10 @@ def train_student(
     generator: torch.Generator,
 ) -> "CompactDenoiser":
     """A student after `steps` steps of 32 cached pairs."""
-    from tadsr.diffusion import one_step_sample
-    from tadsr.discriminator import TimeAwareDiscriminator, hinge_d, hinge_g
-    from tadsr.distillation import gradient_loss, hsd_gradient, regression_loss, sds_gradient, sinsr_losses
-    from tadsr.loop import frozen_copy
+    from tadsr.method.losses import gradient_loss, hsd_gradient, regression_loss, sds_gradient, sinsr_losses
+    from tadsr.models.diffusion import one_step_sample
+    from tadsr.models.discriminator import TimeAwareDiscriminator, hinge_d, hinge_g
+    from tadsr.training.loop import frozen_copy
 
     student = frozen_copy(teacher).requires_grad_(True)
     optimiser = torch.optim.AdamW(student.parameters(), lr=3e-4, weight_decay=0.0)
@@ -220,7 +220,7 @@ def train_student(
 
 def judge(z: Tensor, data: Latents) -> dict[str, float]:
     """PSNR, texture energy and patch distribution of decoded latents."""
-    from tadsr.metrics import high_frequency_energy_ratio, sliced_wasserstein
+    from tadsr.evaluation.metrics import high_frequency_energy_ratio, sliced_wasserstein
 
     result, low = F.pixel_shuffle(z / 2, FACTOR), data.low / 2
     return {
@@ -232,8 +232,8 @@ def judge(z: Tensor, data: Latents) -> dict[str, float]:
 
 def measure(seed: int, tier: str, place: Path) -> Measurement:
     """Train a teacher and a student by each rule; judge them on held-out pictures."""
-    from tadsr.diffusion import ResShiftScheduler, one_step_sample, teacher_solve
-    from tadsr.distillation import hsd_gradient, sds_gradient
+    from tadsr.method.losses import hsd_gradient, sds_gradient
+    from tadsr.models.diffusion import ResShiftScheduler, one_step_sample, teacher_solve
     from tenfold.images import write_image
 
     budget, scheduler = BUDGETS[tier], ResShiftScheduler()

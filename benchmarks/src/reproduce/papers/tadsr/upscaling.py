@@ -26,10 +26,10 @@ def measure(seed: int, tier: str, place: Path) -> Measurement:
     """Crop, make small, enlarge by each model; the seed moves the crops and the noise."""
     import torch
 
-    from tadsr.evaluation import Pair, bicubic, comparison_sheet, upscaler
-    from tadsr.evaluation import measure as judge
-    from tadsr.pipeline import TADSRPipeline
-    from tadsr.resampling import bicubic_down
+    from tadsr.data.transforms import bicubic_down
+    from tadsr.evaluation.protocols import Pair, bicubic, comparison_sheet, upscaler
+    from tadsr.evaluation.protocols import measure as judge
+    from tadsr.pipeline.pipeline import TADSRPipeline
     from tenfold.data import embedded_pictures, to_tensor
 
     side, count = CROPS[tier]
@@ -62,7 +62,7 @@ def measure_seams(seed: int, _tier: str, _place: Path) -> Measurement:
     """A picture in tiles against the same picture at once, in levels of 255."""
     import torch
 
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.pipeline.pipeline import TADSRPipeline
     from tenfold.data import embedded_pictures, to_tensor
 
     pipeline = TADSRPipeline.load("perceptual")

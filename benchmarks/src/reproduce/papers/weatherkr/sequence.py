@@ -98,9 +98,9 @@ def run_methods(seed: int, methods: tuple[str, ...], steps: int, counts: tuple[i
 
     from tenfold.files import write_text
     from tenfold.images import write_image
-    from weatherkr.comparing import compare
-    from weatherkr.curves import curves_svg
-    from weatherkr.strips import stacked, strip
+    from weatherkr.benchmark.comparison import compare
+    from weatherkr.evaluation.figures import curves_svg
+    from weatherkr.evaluation.image_grid import stacked, strip
 
     tasks = build_tasks(seed, counts)
     outcomes = compare(tasks, methods, recipe(seed, steps), torch.device("cpu"))

@@ -16,7 +16,7 @@ def gains(seed: int, _tier: str, place: Path) -> Measurement:
     from tenfold.data import embedded_pictures
     from tenfold.images import write_image
     from weatherkr import SyntheticPairs, evaluate, load_model, restore_image, seam_error
-    from weatherkr.strips import strip
+    from weatherkr.evaluation.image_grid import strip
 
     net = load_model("compact", "cpu")
     files = [path for name, path in embedded_pictures().items() if name not in ("ihc", "retina")]

@@ -14,11 +14,11 @@ def training_step() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
 
     from weatherkr import ReplayMemory, WeatherNet
-    from weatherkr.network import normalize
-    from weatherkr.objective import Objective, Weights, l1, projection_loss
-    from weatherkr.projector import AttentionProjector
-    from weatherkr.recipe import METHODS
-    from weatherkr.teacher import CachedTeacher, Teacher
+    from weatherkr.config import METHODS
+    from weatherkr.method.losses import Objective, Weights, l1, projection_loss
+    from weatherkr.models.networks import normalize
+    from weatherkr.models.projector import AttentionProjector
+    from weatherkr.training.teacher import CachedTeacher, Teacher
 
     torch.manual_seed(0)
     memory = ReplayMemory(STORED)
@@ -58,8 +58,8 @@ def projector_fit() -> tuple[Callable[[], object], Callable[[], object]]:
     """The projector of 8 stored patches' features: principal components in one pass, against 50 epochs of the autoencoder."""
     import torch
 
-    from weatherkr.projector import AttentionProjector, PCAProjector, ProjectionDecoder
-    from weatherkr.projector_training import fit_attention_projector
+    from weatherkr.models.projector import AttentionProjector, PCAProjector, ProjectionDecoder
+    from weatherkr.training.projector import fit_attention_projector
 
     torch.manual_seed(0)
     features = list(torch.randn(8, 192, 24, 24).split(1))

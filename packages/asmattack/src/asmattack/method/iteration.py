@@ -1,0 +1,196 @@
+"""The masked iteration (specification 3.4): settings, start, gradient, step; and the active set of early stopping."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from asmattack.method.losses import Loss, Objective
+from asmattack.method.projection import accumulate, blur, diversify, gaussian_kernel, project_l2, project_linf
+from tenfold import UserError
+from tenfold.runs import autocast
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Settings of the iteration.
+
+    Attributes:
+        eps: Budget: largest change of a pixel in [0, 1] for linf, length of the whole change for l2.
+        alpha: Step; eps / 4 when absent.
+        steps: Iterations.
+        objective: ce, margin, cafa or cafa_batch.
+        norm: linf or l2.
+        momentum: Decay mu of the velocity; 0 is plain.
+        nesterov: Look ahead along the velocity before taking the gradient.
+        ti_length: Side of the Gaussian that blurs the gradient; 0 is none.
+        di_probability: Chance that an image is shrunk and moved before the gradient.
+        start: zero, or inside mask and budget uniform noise or random signs (with no steps: the noise control).
+        compose: inloop, or paste: attack the whole image and keep what lies in the mask (the authors' way).
+        quantised: Give the result in 8-bit levels.
+        eot: Gradients averaged at each step, for detectors that answer at random.
+        precision: float32, or auto: bfloat16 in the detector where the hardware has it.
+        stop_early: Let an image go as soon as it is fooled, also as it would be given out (rounded); the others go on.
+            Faster, and a smaller change, but no measure of what all steps can do.
+        allow_zero_start: Let cafa start where its gradient is zero (nothing will move).
+        seed: Of the start and the input diversity.
+    """
+
+    eps: float = 8 / 255
+    alpha: float | None = None
+    steps: int = 10
+    objective: Objective = "ce"
+    norm: Literal["linf", "l2"] = "linf"
+    momentum: float = 0.0
+    nesterov: bool = False
+    ti_length: int = 0
+    di_probability: float = 0.0
+    start: Literal["zero", "uniform", "signs"] = "zero"
+    compose: Literal["inloop", "paste"] = "inloop"
+    quantised: bool = True
+    eot: int = 1
+    precision: Literal["float32", "auto"] = "float32"
+    stop_early: bool = False
+    allow_zero_start: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        alpha = 1.0 if self.alpha is None else self.alpha
+        if not 0 <= self.eps < math.inf or self.steps < 0 or not 0 < alpha < math.inf:
+            raise UserError("eps and steps cannot be negative, alpha must be positive, both finite")
+        if self.eot < 1 or not 0 <= self.di_probability <= 1 or not self.momentum >= 0 or self.ti_length < 0:
+            raise UserError("eot is at least 1, di_probability lies in [0, 1], momentum and ti_length are not negative")
+        if self.objective.startswith("cafa") and self.start == "zero" and self.steps and not self.allow_zero_start:
+            raise UserError("the gradient of cafa is zero at the clean image: use start='uniform'")
+        if self.stop_early and self.objective == "cafa_batch":
+            raise UserError("cafa_batch ties each image to its neighbours: none can be let go early")
+
+    @property
+    def step(self) -> float:
+        """Alpha, or its default."""
+        return self.eps / 4 if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True)
+class State:
+    """The perturbation before a step, with what the step saw of it; the last state has taken no step.
+
+    Attributes:
+        delta: perturbation.
+        loss: per image.
+        zero_gradient: the gradient inside the mask is exactly zero.
+    """
+
+    delta: Float[Tensor, "b 3 h w"]
+    loss: Float[Tensor, " b"] | None = None
+    zero_gradient: Bool[Tensor, " b"] | None = None
+
+
+class Iteration:
+    """The masked iteration of a batch, one step at a time.
+
+    Args:
+        loss: of inputs near `x`, one value for each image.
+        x: clean pixels.
+        mask: where they may change.
+        config: the settings.
+        start: a first perturbation in place of the configured one.
+    """
+
+    def __init__(self, loss: Loss, x: Tensor, mask: Tensor, config: AttackConfig, start: Tensor | None = None) -> None:
+        self.loss, self.x, self.mask, self.config = loss, x, mask, config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        delta = first_perturbation(x, mask, config, self.generator) if start is None else start * (mask > 0)
+        self.delta = self._project(delta)
+        # Kept as small as may be: beside the detector's activations these are what fills the memory.
+        self.velocity = torch.zeros_like(x) if config.momentum > 0 else torch.zeros_like(mask[:, :, :1, :1])
+        self.inside = (mask > 0).to(x)
+        self.gradient = torch.zeros_like(self.velocity)
+        self.kernel = gaussian_kernel(config.ti_length) if config.ti_length else None
+
+    def look(self) -> State:
+        """The gradient where the iteration stands.
+
+        Raises:
+            UserError: a loss or gradient that is not finite (with the image's index).
+        """
+        delta = self.delta.detach().requires_grad_()
+        z = self.x + delta
+        if self.config.nesterov:
+            z = z + self.config.momentum * self.config.step * self.velocity
+        values, gradient = mean_gradient(self.loss, z, delta, self.config, self.generator)
+        if self.kernel is not None:
+            gradient = blur(gradient, self.kernel)
+        # After the blur, which leaks across the mask's edge.
+        self.gradient = gradient * self.inside
+        return State(self.delta, values, ~self.gradient.flatten(1).any(1))
+
+    def step(self) -> None:
+        """Follow the gradient that was looked at, and stay feasible."""
+        direction, self.gradient = self.gradient, torch.zeros_like(self.gradient[:, :1, :1, :1])
+        if self.config.momentum > 0:
+            direction = self.velocity = accumulate(self.velocity, direction, self.config.momentum)
+        if self.config.norm == "linf":
+            direction = direction.sign()
+        else:
+            direction = direction / direction.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+        self.delta = self._project(self.delta + self.config.step * direction)
+
+    def keep(self, rows: Int64[Tensor, " m"], loss: Loss) -> None:
+        """Go on with some of the images, whose loss is given."""
+        self.loss = loss
+        for name in ("x", "mask", "delta", "velocity", "inside", "gradient"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def _project(self, delta: Tensor) -> Tensor:
+        project = project_linf if self.config.norm == "linf" else project_l2
+        return project(self.x, delta, self.mask, self.config.eps)
+
+
+def perturbations(
+    loss: Loss, x: Tensor, mask: Tensor, config: AttackConfig, start: Tensor | None = None
+) -> Iterator[State]:
+    """The state before each of `config.steps` steps, then the last one; see `Iteration`."""
+    iteration = Iteration(loss, x, mask, config, start)
+    for _ in range(config.steps):
+        yield iteration.look()
+        iteration.step()
+    yield State(iteration.delta)
+
+
+def first_perturbation(x: Tensor, mask: Tensor, config: AttackConfig, generator: torch.Generator) -> Tensor:
+    """Zero, uniform noise or random signs, times eps and the mask (so that nothing outside it is touched)."""
+    if config.start == "zero":
+        return torch.zeros_like(x)
+    noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
+    if config.start == "signs":
+        noise = noise.sign()
+    return noise * config.eps * mask
+
+
+def mean_gradient(
+    loss: Loss, z: Tensor, delta: Tensor, config: AttackConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Loss per image and d/d delta of its sum, averaged over `config.eot` draws."""
+    gradients, values = [], []
+    for draw in range(config.eot):
+        seen = diversify(z, config.di_probability, generator) if config.di_probability > 0 else z
+        with torch.enable_grad(), autocast(z.device) if config.precision == "auto" else contextlib.nullcontext():
+            each = loss(seen)
+        (gradient,) = torch.autograd.grad(each.sum(), delta, retain_graph=draw + 1 < config.eot)
+        # One number tells in nearly every case; which image it was is only looked for when it is not finite.
+        if not bool((gradient.sum() + each.sum()).isfinite()):
+            finite = gradient.isfinite().flatten(1).all(1) & each.isfinite()
+            if not bool(finite.all()):
+                raise UserError(f"loss or gradient of image {int((~finite).nonzero()[0, 0])} is not finite")
+        gradients.append(gradient)
+        values.append(each.detach())
+    if config.eot == 1:
+        return values[0], gradients[0]
+    return torch.stack(values).mean(0), torch.stack(gradients).mean(0)

@@ -1,0 +1,91 @@
+"""Elastic weight consolidation, a baseline: trained weights are held where old classes need them (Kirkpatrick et al. 2017)."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cskopt.method.losses import quadratic_penalty
+from tenfold import UserError
+
+
+class WeightAnchor:
+    """Where the trained weights were after the last session, and how much each mattered to all sessions so far.
+
+    Attributes:
+        anchors: weights by parameter name.
+        importance: diagonal Fisher information by parameter name, summed over sessions.
+    """
+
+    def __init__(self) -> None:
+        self.anchors: dict[str, Tensor] = {}
+        self.importance: dict[str, Tensor] = {}
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        """Half the sum of F * (theta - theta_old)^2; 0 before the first session."""
+        now = dict(model.named_parameters())
+        names = list(self.anchors)
+        return quadratic_penalty(
+            [now[each] for each in names],
+            [self.anchors[each] for each in names],
+            [self.importance[each] for each in names],
+        )
+
+    def load_state_dict(self, anchors: dict[str, Tensor], importance: dict[str, Tensor], model: nn.Module) -> None:
+        """Take up what was saved.
+
+        Raises:
+            UserError: not of the model's parameters, or the two do not belong together.
+        """
+        known = {name for name, _ in model.named_parameters()}
+        for name in anchors.keys() | importance.keys():
+            pair = anchors.get(name), importance.get(name)
+            if name not in known or pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+                raise UserError(f"anchor of {name} does not fit the model")
+        self.anchors, self.importance = anchors, importance
+
+    def add_session(
+        self,
+        model: nn.Module,
+        batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
+        run: Callable[..., Tensor],
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """Count a finished session in: empirical Fisher information from batch gradients.
+
+        Args:
+            model: whose trainable parameters are held.
+            batches: (inputs, labels).
+            run: inputs to logits; the model or the trained part of it.
+            loss_fn: of logits and labels, a mean.
+        """
+        squares: dict[str, Tensor] = {}
+        count = 0
+        for inputs, labels in batches:
+            model.zero_grad(set_to_none=True)
+            loss_fn(run(*inputs), labels).backward()
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    value = parameter.grad.square() * len(labels)
+                    squares[name] = squares[name] + value if name in squares else value
+            count += 1
+        model.zero_grad(set_to_none=True)
+        self.importance = {
+            name: _with_old_rows(self.importance.get(name), value / count) for name, value in squares.items()
+        }
+        self.anchors = {name: each.detach().clone() for name, each in model.named_parameters() if name in squares}
+
+
+def _with_old_rows(before: Tensor | None, value: Tensor) -> Tensor:
+    """The sum of importances of a parameter that may have gained rows (the head)."""
+    if before is None:
+        return value
+    total = value.clone()
+    total[: len(before)] += before
+    return total
+
+
+@torch.no_grad()
+def logits_of(old_body: nn.Module, inputs: tuple[Tensor, ...], classes: int) -> Tensor:
+    """What the old model said about the old classes, for distillation."""
+    return old_body(*inputs)[:, :classes]

@@ -1,0 +1,102 @@
+"""The last layer: finding it, letting it grow with the classes, and reading the features before it (paper §3.5)."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cskopt.models.folding import set_submodule
+from tenfold import UserError
+
+
+def find_head(model: nn.Module, name: str | None = None) -> str:
+    """The name of the linear layer that makes the logits.
+
+    Looks at `name`, then at what timm's `get_classifier()` says, then takes the last linear layer of the model.
+
+    Raises:
+        UserError: no such layer; the message lists the linear layers there are.
+    """
+    modules = dict(model.named_modules())
+    linear = [each for each, module in modules.items() if isinstance(module, nn.Linear)]
+    if name is not None:
+        if name in linear:
+            return name
+        raise UserError(f"head {name!r}: not a linear layer of the model; there are {', '.join(linear) or 'none'}")
+    get_classifier = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        classifier = get_classifier()
+        found = [each for each, module in modules.items() if module is classifier and each in linear]
+        if found:
+            return found[0]
+    if not linear:
+        raise UserError("the model has no linear layer that could be its head; there are only " + ", ".join(modules))
+    return linear[-1]
+
+
+def head_of(model: nn.Module, name: str) -> nn.Linear:
+    """The head itself."""
+    head = model.get_submodule(name)
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"head {name!r} is a {type(head).__name__}, not a linear layer")
+    return head
+
+
+@torch.no_grad()
+def grow_head(model: nn.Module, name: str, classes: int, generator: torch.Generator | None = None) -> nn.Linear:
+    """Extend the head to `classes` rows, old rows copied, new ones drawn from U(-1/sqrt(F), 1/sqrt(F)) (paper §3.5).
+
+    Args:
+        model: changed in place.
+        name: of the head.
+        classes: rows afterwards, at least as many as before.
+        generator: source of the new rows; torch's own when None.
+
+    Returns:
+        The new head.
+
+    Raises:
+        UserError: fewer classes than there are rows.
+    """
+    old = head_of(model, name)
+    if classes < old.out_features:
+        raise UserError(f"the head has {old.out_features} classes already and cannot shrink to {classes}")
+    weight, bias = old.weight, old.bias
+    new = nn.Linear(old.in_features, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    bound = old.in_features**-0.5
+    for parameter, rows in ((new.weight, weight), (new.bias, bias)):
+        if parameter is not None:
+            drawn = torch.empty(parameter.shape, dtype=parameter.dtype).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+            parameter[: old.out_features] = rows
+    set_submodule(model, name, new.train(old.training))
+    return new
+
+
+class _Capture:
+    """Keeps what a module was last given."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.value = inputs[0]
+
+    def features(self) -> Float[Tensor, "n f"]:
+        """The input of the head in the last forward pass."""
+        if self.value is None:
+            raise RuntimeError("no forward pass has reached the head yet")
+        return self.value
+
+
+@contextmanager
+def captured_features(model: nn.Module, head: str) -> Generator[_Capture]:
+    """While the block runs, keep the features (input of the head) of each forward pass of `model`."""
+    capture = _Capture()
+    handle = head_of(model, head).register_forward_pre_hook(capture)
+    try:
+        yield capture
+    finally:
+        handle.remove()

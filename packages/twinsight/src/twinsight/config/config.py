@@ -1,0 +1,205 @@
+"""The configuration of a federation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tenfold import UserError
+from tenfold.config import from_dict
+from tenfold.federated import Aggregation, Safeguards
+from twinsight.config.methods import METHODS
+
+Setting = Literal["partial-client", "partial-data"]
+Partition = Literal["dirichlet", "pathological", "iid"]
+MethodName = Literal[
+    "twin-sight",
+    "twins-apart",
+    "one-network",
+    "lower-bound",
+    "upper-bound",
+    "fedprox",
+    "fixmatch",
+    "freematch",
+    "fedprox-fixmatch",
+    "fedprox-freematch",
+    "consistency",
+]
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Who has what, what is trained and how.
+
+    Attributes:
+        data: digits (ships with scikit-learn), cifar10, cifar100, svhn, fashionmnist, or folder.
+        root: Where the files of the set are; with folder: train/CLASS and test/CLASS, or CLASS alone.
+        download: Fetch torchvision's sets when they are missing.
+        image_size: Side that pictures of a folder are resized to.
+        clients: Number of clients K.
+        labelled: Number of labelled clients M.
+        labelled_clients: Which clients are labelled; drawn by the seed when empty.
+        partition: dirichlet (label skew), pathological (few classes each) or iid.
+        alpha: Concentration of the Dirichlet distribution: the smaller, the more skewed.
+        classes_per_client: Of the pathological partition.
+        min_client_size: Fewest pictures of a client.
+        min_labelled_per_class: Draw the partition anew until the labelled clients hold this many pictures of each class.
+        setting: partial-client: some clients are labelled, the others not. partial-data: each client has labels for a share.
+        labelled_share: The share in the partial-data setting.
+        clients_per_round: Clients S of each round.
+        labelled_per_round: Clients of each round where only labelled ones take part; half of them, rounded up, when 0.
+        rounds: Rounds of the federation.
+        local_epochs: Passes over a client's data in a round.
+        batch_size: Pictures of a step; twice as many views.
+        learning_rate: Of SGD.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        method: See `twinsight methods`.
+        encoder: resnet18 (the paper's) or small.
+        objective: Of the unsupervised twin.
+        temperature: Of SimCLR.
+        instance_weight: Weight of the unsupervised objective.
+        neighbourhood_weight: Weight of the neighbourhood-preserving constraint.
+        normalisation: mean over pairs, or what the official code divides by.
+        neighbourhood_warmup: Share of the rounds over which the constraint's weight rises from 0.
+        pseudo_labels: For the supervised twin on clients without labels.
+        pseudo_label_weight: Weight of pseudo-labels; 0.5 in the partial-client and 5 in the partial-data setting when negative.
+        threshold: FixMatch's.
+        proximal_weight: FedProx's mu (without the usual half), where the method has it or the setting is partial-data.
+        supervised_views: both: the classifier also sees the strong views, which changes its BatchNorm. weak: it does not.
+        strong_view: randaugment, geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
+        randaugment_operations: Operations a picture.
+        randaugment_magnitude: Out of 30.
+        target: Accuracy in per cent whose first round is reported.
+        seed: Of everything that is drawn.
+        precision: auto (bf16 where the hardware has it) or float32.
+        aggregation: mean weighs clients by their pictures; median and trimmed-mean count each once and survive a minority that lies.
+        trim: Share of the clients that trimmed-mean leaves out at each end, value by value.
+        clip_norm: A longer update of a client is shortened to this; 0 leaves it.
+        max_update_norm: A client whose update is longer than this is left out; 0 for none.
+        max_samples: A client that says it has more pictures is left out.
+    """
+
+    data: Literal["digits", "cifar10", "cifar100", "svhn", "fashionmnist", "folder"] = "digits"
+    root: Path | None = None
+    download: bool = False
+    image_size: int = 32
+    clients: int = 10
+    labelled: int = 4
+    labelled_clients: tuple[int, ...] = ()
+    partition: Partition = "dirichlet"
+    alpha: float = 0.1
+    classes_per_client: int = 2
+    min_client_size: int = 10
+    min_labelled_per_class: int = 0
+    setting: Setting = "partial-client"
+    labelled_share: float = 0.05
+    clients_per_round: int = 5
+    labelled_per_round: int = 0
+    rounds: int = 500
+    local_epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    method: MethodName = "twin-sight"
+    encoder: Literal["resnet18", "small"] = "resnet18"
+    objective: Literal["simclr", "simsiam", "byol"] = "simclr"
+    temperature: float = 0.07
+    instance_weight: float = 0.5
+    neighbourhood_weight: float = 1.0
+    normalisation: Literal["mean", "official"] = "mean"
+    neighbourhood_warmup: float = 0.0
+    pseudo_labels: Literal["off", "fixmatch", "freematch"] = "off"
+    pseudo_label_weight: float = -1.0
+    threshold: float = 0.95
+    proximal_weight: float = 0.5
+    supervised_views: Literal["both", "weak"] = "both"
+    strong_view: Literal["auto", "randaugment", "geometric", "weak"] = "auto"
+    randaugment_operations: int = 3
+    randaugment_magnitude: int = 5
+    target: float | None = None
+    seed: int = 0
+    precision: Literal["auto", "float32"] = "auto"
+    aggregation: Aggregation = "mean"
+    trim: float = 0.2
+    clip_norm: float = 0.0
+    max_update_norm: float = 1e6
+    max_samples: int = 10_000_000
+
+    @property
+    def safeguards(self) -> Safeguards:
+        """What limits the harm of a bad client."""
+        return Safeguards(self.aggregation, self.trim, self.clip_norm, self.max_update_norm, self.max_samples)
+
+    @property
+    def sampled(self) -> int:
+        """How many clients take part in a round."""
+        if METHODS[self.method].pool == "all" or self.setting == "partial-data":
+            return self.clients_per_round
+        return self.labelled_per_round or -(-self.labelled // 2)
+
+    @property
+    def pseudo_weight(self) -> float:
+        """The weight of pseudo-labels, after the setting's default."""
+        if self.pseudo_label_weight >= 0:
+            return self.pseudo_label_weight
+        return 5.0 if self.setting == "partial-data" else 0.5
+
+    def __post_init__(self) -> None:
+        positive = (
+            "clients", "image_size", "clients_per_round", "rounds", "local_epochs", "alpha",
+            "classes_per_client", "learning_rate", "temperature", "randaugment_operations",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if self.image_size < 8:
+            raise UserError(f"--image-size must be at least 8, got {self.image_size}")
+        if self.batch_size < 2 or self.min_client_size < 2:
+            raise UserError(
+                "--batch-size and --min-client-size must be at least 2: BatchNorm has no statistics of one picture"
+            )
+        if self.batch_size == 2 and self.normalisation == "official":
+            raise UserError("--normalisation official divides by 2 XOR 2 = 0 at --batch-size 2; choose another size")
+        if not 0 < self.labelled <= self.clients:
+            raise UserError(f"--labelled must be between 1 and --clients ({self.clients}), got {self.labelled}")
+        if self.clients_per_round > self.clients:
+            raise UserError(f"--clients-per-round {self.clients_per_round} is more than --clients {self.clients}")
+        if not 0 <= self.labelled_per_round <= self.labelled:
+            raise UserError(
+                f"--labelled-per-round must be between 0 and --labelled ({self.labelled}), got {self.labelled_per_round}"
+            )
+        if self.labelled_clients and (
+            len(set(self.labelled_clients)) != self.labelled
+            or not set(self.labelled_clients) <= set(range(self.clients))
+        ):
+            raise UserError(
+                f"--labelled-clients must name --labelled ({self.labelled}) different clients from 0 to {self.clients - 1}"
+            )
+        if not 0 < self.labelled_share <= 1:
+            raise UserError(f"--labelled-share must be above 0 and at most 1, got {self.labelled_share}")
+        if self.setting == "partial-data" and METHODS[self.method].kind == "shared":
+            raise UserError("--method one-network is measured in the partial-client setting only")
+        if self.data == "folder" and self.root is None:
+            raise UserError("--data folder needs --root")
+        _ = self.safeguards  # checks its own values
+
+
+SERVER_KEYS = frozenset({"out", "resume", "patience"})
+"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the server app reads it."""
+
+
+def from_run_config(values: dict[str, Any]) -> FederationConfig:
+    """The configuration that `flwr run` hands over: flat scalars; an empty one is unset, and `preset` says where unset ones come from.
+
+    Raises:
+        UserError: an unknown key or a value of another type.
+    """
+    from tenfold.config import preset_values
+
+    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in SERVER_KEYS}
+    preset = str(chosen.pop("preset", "small"))
+    if isinstance(chosen.get("labelled_clients"), str):
+        # Flower's values are scalars: a list is written with commas.
+        chosen["labelled_clients"] = [int(part) for part in str(chosen["labelled_clients"]).split(",") if part.strip()]
+    return from_dict(preset_values("twinsight", preset, "simulate") | chosen, FederationConfig, "run configuration")

@@ -1,0 +1,67 @@
+"""A whole federation on one machine: in this process, or on Ray with clients side by side."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from tenfold import UserError
+from tenfold.runs import RunFolder, pick_device
+from twinsight.config.config import FederationConfig
+from twinsight.data.partition import partition_of
+from twinsight.training.client_app import make_client_app
+from twinsight.training.local_grid import LocalGrid
+from twinsight.training.loop import Outcome, federate, load_model
+
+
+def simulate(
+    out: str | Path,
+    config: FederationConfig,
+    *,
+    resume: bool = False,
+    backend: Literal["local", "ray"] = "local",
+    device: str = "auto",
+    cores_per_client: int = 1,
+) -> Outcome:
+    """Run a federation and keep it as a run folder.
+
+    Args:
+        out: the run folder.
+        config: of the federation.
+        resume: continue the run that is there; the result is that of a run that never stopped.
+        device: `auto`, `cpu`, `cuda`: where the models are; with `ray` each client decides for itself.
+        backend: `local` asks the clients one after the other; `ray` is Flower's simulation, several at a time.
+        cores_per_client: with `ray`, how many cores each client gets.
+
+    Raises:
+        UserError: see `RunFolder.create` and `federate`; Ray that is not installed.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    place = pick_device(device)
+    partition_of(config)  # refused here, not by every client
+    run = RunFolder.create(out, config, resume)
+    if run.is_finished:
+        raise UserError(f"{out}: is finished; choose another --out")
+    if backend == "local":
+        return federate(LocalGrid(make_client_app(config, place), config.clients), config, run, place)
+    return _on_ray(run, config, cores_per_client)
+
+
+def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
+    import importlib.util
+    import json
+
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--backend ray needs Ray: pip install 'twinsight[simulation]'")
+    from flwr.simulation import run_simulation
+
+    from twinsight.training.server_app import make_server_app
+
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    backend: dict[str, Any] = {"client_resources": {"num_cpus": cores, "num_gpus": 0.0}}
+    run_simulation(
+        make_server_app(config, run.path, resume=True), make_client_app(config), config.clients, backend_config=backend
+    )
+    if not run.is_finished:
+        raise UserError(f"{run.path}: the simulation ended early; see Flower's log above, then continue with --resume")
+    return Outcome(load_model(run.path), json.loads((run.path / "result.json").read_text(encoding="utf-8")))

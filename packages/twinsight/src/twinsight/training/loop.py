@@ -1,0 +1,203 @@
+"""The federation as the server sees it: rounds, test accuracy, checkpoints, the result."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tenfold import UserError
+from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
+from tenfold.files import atomic_path
+from tenfold.runs import RunFolder, autocast, track
+from twinsight.config.config import FederationConfig
+from twinsight.data.datasets import DESCRIPTIONS, Pictures, load
+from twinsight.models import TwinModel, build_model
+from twinsight.training.client_app import class_names
+from twinsight.training.strategy import TwinStrategy
+
+TEST_BATCH = 500
+
+
+def described_model(config: FederationConfig) -> TwinModel:
+    """The untrained model of a configuration, which knows its classes and how pictures are normalised."""
+    about = DESCRIPTIONS[config.data]
+    test = load(config)[1]
+    return build_model(
+        config,
+        len(test.classes),
+        classes=test.classes,
+        mean=about.mean,
+        std=about.std,
+        image_size=test.images.shape[-1],
+    )
+
+
+@torch.no_grad()
+def predict_labels(model: TwinModel, pictures: Pictures, precision: str = "auto") -> Tensor:
+    """The most likely class of each picture, in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    with autocast(device) if precision == "auto" else torch.autocast(device.type, enabled=False):
+        batches = pictures.images.split(TEST_BATCH)
+        return torch.cat([model(model.normalise(images.to(device) / 255)).argmax(1).cpu() for images in batches])
+
+
+def accuracy(model: TwinModel, pictures: Pictures, precision: str = "auto") -> float:
+    """Top-1 accuracy in per cent."""
+    return 100 * (predict_labels(model, pictures, precision) == pictures.labels).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a federation.
+
+    Attributes:
+        model: after the last round, on the CPU.
+        result: what `result.json` holds.
+    """
+
+    model: TwinModel
+    result: dict[str, Any]
+
+
+def rounds_to(accuracies: list[float], target: float | None) -> int | None:
+    """The first round, counted from 1, that reaches a target; None if none does."""
+    return next((index + 1 for index, each in enumerate(accuracies) if target is not None and each >= target), None)
+
+
+def summarise(
+    config: FederationConfig, lines: list[dict[str, Any]], strategy: TwinStrategy, payload: int
+) -> dict[str, Any]:
+    """The numbers of a run: best and last accuracy, the mean of the last five rounds, rounds to the target, bytes sent, who was left out."""
+    curve = [line["accuracy"] for line in lines]
+    cosines = [line["gradient-cosine"] for line in lines if line.get("gradient-cosine") is not None]
+    return {
+        "method": config.method,
+        "best": max(curve),
+        "last": curve[-1],
+        "mean_last_5": sum(curve[-5:]) / len(curve[-5:]),
+        "target": config.target,
+        "rounds_to_target": rounds_to(curve, config.target),
+        "labelled_clients": [each.client for each in strategy.members if each.labelled],
+        "clients_per_round": min(config.sampled, len(strategy.pool())),
+        "rejected": [
+            {"round": line["step"], "who": key.removeprefix("rejected/"), "why": value}
+            for line in lines
+            for key, value in line.items()
+            if key.startswith("rejected/")
+        ],
+        "silent_rounds": [line["step"] for line in lines if "silent" in line],
+        "megabytes_per_round": 2 * payload * min(config.sampled, len(strategy.pool())) / 1e6,
+        "gradient_cosine": sum(cosines) / len(cosines) if cosines else None,
+        "gradient_conflict_share": sum(each < 0 for each in cosines) / len(cosines) if cosines else None,
+        "accuracy": curve,
+    }
+
+
+def federate(
+    grid: Grid, config: FederationConfig, run: RunFolder, device: torch.device | None = None, patience: float = 3600.0
+) -> Outcome:
+    """Run the rounds that are left of a run.
+
+    Args:
+        grid: reaches the clients: Flower's, or a `LocalGrid`.
+        config: of the federation.
+        run: its folder; a checkpoint in it is where the rounds go on.
+        device: where the global model is tested; the CPU when None.
+        patience: seconds to wait for the nodes and for a round's answers.
+
+    Raises:
+        UserError: nodes that do not come, too many rounds in a row without a sound reply, a damaged checkpoint.
+    """
+    watch_replies(grid)
+    model, test = described_model(config).to(device or "cpu"), load(config)[1]
+    done = restore(run, model)
+    run.rewind(done)
+    arrays = ArrayRecord({name: each.cpu() for name, each in model.state_dict().items()})
+    strategy = TwinStrategy(config, class_names(config), patience)
+    strategy.meet(grid)
+    for number in track(range(done + 1, config.rounds + 1), f"{config.method} rounds"):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        combined, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=patience))
+        rejections = strategy.taken_rejections()
+        line: dict[str, Any] = dict(metrics or {}) | rejections_for_log(rejections)
+        if combined is None:
+            line["silent"] = "no sound reply: the model is as it was"
+        else:
+            arrays = combined
+        model.load_state_dict(arrays.to_torch_state_dict())
+        run.log(step=number, accuracy=accuracy(model, test, config.precision), **line)
+        # Before the round is kept as done: a resumed run repeats it.
+        stop_when_silent(silent_rounds(run.lines()), config.rounds, number, rejections)
+        save_checkpoint(run, model, number)
+    payload = sum(each.numel() * each.element_size() for each in model.state_dict().values())
+    outcome = Outcome(model.cpu(), summarise(config, run.lines(), strategy, payload))
+    model.save_pretrained(run.path / "model")
+    run.finish(outcome.result)
+    return outcome
+
+
+def silent_rounds(log: list[dict[str, Any]]) -> int:
+    """How many rounds without a sound reply a log ends with."""
+    silent = ["silent" in line for line in log]
+    return next((count for count, is_silent in enumerate(reversed(silent)) if not is_silent), len(silent))
+
+
+def save_checkpoint(run: RunFolder, model: TwinModel, number: int) -> None:
+    """Write the global weights after a round, whole or not at all."""
+    with atomic_path(run.checkpoints / "last.safetensors") as temporary:
+        state = {name: each.contiguous() for name, each in _unshared(model).items()}
+        save_file(state, temporary, metadata={"round": json.dumps(number)})
+
+
+def _unshared(model: TwinModel) -> dict[str, Tensor]:
+    """The state dict with each shared tensor under its first name only: safetensors refuses aliases."""
+    seen: set[int] = set()
+    state = {}
+    for name, each in model.state_dict().items():
+        if each.data_ptr() not in seen or each.numel() == 0:
+            state[name] = each
+            seen.add(each.data_ptr())
+    return state
+
+
+def restore(run: RunFolder, model: TwinModel) -> int:
+    """Load the last checkpoint of a run into `model`.
+
+    Returns:
+        The round it was written after; 0 where there is none.
+    """
+    path = run.checkpoints / "last.safetensors"
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as stored:
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
+            number = int(json.loads(stored.metadata()["round"]))
+        model.load_state_dict(state, strict=model.kind != "shared")
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged, or not of this run ({str(error).splitlines()[0]})") from None
+    return number
+
+
+def load_model(path: str | Path) -> TwinModel:
+    """The model of a run folder, or of a folder that `save_pretrained` wrote.
+
+    Raises:
+        UserError: no model there, or one of another kind.
+    """
+    path = Path(path)
+    folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
+        raise UserError(f"{path}: holds no model (a run folder of `twinsight simulate`, or what save_pretrained wrote)")
+    try:
+        return TwinModel.from_pretrained(folder).eval()
+    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}: not a model of twinsight ({str(error).splitlines()[0]})") from None

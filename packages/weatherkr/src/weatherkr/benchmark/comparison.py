@@ -1,0 +1,138 @@
+"""Methods side by side on one sequence of tasks: the paper's, its rivals, joint training, one network for each task."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+
+from tenfold.errors import UserError
+from weatherkr.config import METHODS, TrainConfig
+from weatherkr.data.datasets import MixedPairs
+from weatherkr.data.tasks import Task
+from weatherkr.evaluation.report import ContinualReport, Score
+from weatherkr.models.networks import WeatherNet
+from weatherkr.training.learner import carry_over, learn_task
+from weatherkr.training.state import LearnerState
+
+REFERENCES = {
+    "joint": "all tasks at once, as many steps as all of them: what continual learning is measured against",
+    "single": "one network for each task, which needs to be told the weather",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method reached.
+
+    Attributes:
+        final: score on each task at the end.
+        report: after each task; None for the references, which do not learn in sequence.
+        nets: the network at the end, by the task it serves (the same for all but `single`).
+    """
+
+    final: dict[str, Score]
+    report: ContinualReport | None
+    nets: dict[str, WeatherNet]
+
+    @property
+    def average(self) -> float:
+        """Mean PSNR over the tasks, in dB."""
+        return sum(score.psnr for score in self.final.values()) / len(self.final)
+
+    @property
+    def forgetting(self) -> float | None:
+        """In dB; None for the references."""
+        return None if self.report is None else self.report.forgetting()
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse a method that does not exist."""
+    known = [*METHODS, *REFERENCES]
+    for name in methods:
+        if name not in known:
+            raise UserError(f"--method {name}: choose {', '.join(known)}")
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse tasks without validation pictures."""
+    if blind := [each.name for each in tasks if each.val is None]:
+        raise UserError(f"--val: tasks {', '.join(blind)} have no validation pictures; a comparison needs them")
+
+
+def compare(
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    done: Callable[[str, Outcome], None] | None = None,
+) -> dict[str, Outcome]:
+    """Run each method through the same tasks; all sequential ones share the network after the first task.
+
+    Args:
+        tasks: in the order to learn, each with validation pictures.
+        methods: keys of `METHODS` and `REFERENCES`.
+        config: the recipe; its `method` is ignored.
+        device: to compute on.
+        done: called after each method.
+
+    Raises:
+        UserError: a task without validation pictures, or an unknown method.
+    """
+    check_methods(methods)
+    check_tasks(tasks)
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
+
+    def learn(state: LearnerState, task: Task, recipe: TrainConfig) -> LearnerState:
+        return learn_task(state, task, recipe, accelerator, device, judged=tasks)
+
+    plain = replace(config, method="finetune")
+    first: LearnerState | None = None
+    outcomes: dict[str, Outcome] = {}
+    for name in methods:
+        if name == "joint":
+            mixture = Task("joint", MixedPairs([each.train for each in tasks]))
+            recipe = replace(plain, steps=config.steps * len(tasks), eval_every=config.eval_every * len(tasks))
+            state = learn(LearnerState.fresh(recipe), mixture, recipe)
+            outcome = Outcome(state.report.rows[-1], None, {each.name: state.net for each in tasks})
+        elif name == "single":
+            nets = {each.name: learn(LearnerState.fresh(plain), each, plain) for each in tasks}
+            final = {task: state.report.rows[-1][task] for task, state in nets.items()}
+            outcome = Outcome(final, None, {task: state.net for task, state in nets.items()})
+        else:
+            first = first or learn(LearnerState.fresh(plain), tasks[0], plain)
+            outcome = _in_sequence(copy.deepcopy(first), tasks, replace(config, method=name), learn, device)
+        outcomes[name] = outcome
+        if done:
+            done(name, outcome)
+    return outcomes
+
+
+def _in_sequence(
+    first: LearnerState,
+    tasks: Sequence[Task],
+    recipe: TrainConfig,
+    learn: Callable[[LearnerState, Task, TrainConfig], LearnerState],
+    device: torch.device,
+) -> Outcome:
+    """The rest of a sequence whose first task is learnt."""
+    first.memory.keep_targets = METHODS[recipe.method].replay == "labels"
+    first.memory.capacity, first.memory.policy = recipe.memory, recipe.memory_policy
+    state = carry_over(first, tasks[0], recipe, device)
+    for task in tasks[1:]:
+        state = learn(state, task, recipe)
+    return Outcome(state.report.rows[-1], state.report, {each.name: state.net for each in tasks})
+
+
+def comparison_rows(outcomes: dict[str, Outcome]) -> list[list[str]]:
+    """A table: method, PSNR on each task at the end, their mean, forgetting; the degraded pictures first."""
+    first = next(iter(outcomes.values()))
+    names = list(first.final)
+    inputs = [first.final[name].input_psnr for name in names]
+    rows = [["degraded", *(f"{value:.2f}" for value in inputs), f"{sum(inputs) / len(inputs):.2f}", ""]]
+    for method, outcome in outcomes.items():
+        lost = "" if outcome.forgetting is None else f"{outcome.forgetting:.2f}"
+        cells = [f"{outcome.final[name].psnr:.2f}" for name in names]
+        rows.append([method, *cells, f"{outcome.average:.2f}", lost])
+    return [["method", *names, "mean", "forgetting"], *rows]
