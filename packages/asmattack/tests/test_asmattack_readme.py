@@ -14,7 +14,7 @@ def test_the_python_of_the_readme_runs() -> None:
 
 
 def test_every_file_of_the_section_table_exists() -> None:
-    named = re.findall(r"`(\w+\.py)`", README.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", README.read_text(encoding="utf-8"))
     assert len(named) > 6
     for name in named:
         assert (README.parent / "src/asmattack" / name).exists(), name

@@ -24,6 +24,6 @@ def test_every_file_of_the_table_exists() -> None:
     ]
     assert len(rows) >= 9
     for row in rows:
-        text = "".join((source / name).read_text(encoding="utf-8") for name in re.findall(r"`(\w+\.py)`", row))
+        text = "".join((source / name).read_text(encoding="utf-8") for name in re.findall(r"`((?:\w+/)*\w+\.py)`", row))
         for function in re.findall(r"`(\w+)`", row.split("|")[3]):
             assert re.search(rf"(def|class) {function}\b", text), function

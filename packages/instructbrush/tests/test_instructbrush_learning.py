@@ -294,7 +294,7 @@ def test_two_processes_learn_what_one_does(
     # One start of the interpreter for both: the processes are forked after the imports.
     script = (
         "from accelerate import debug_launcher; from instructbrush.cli import app; from tenfold.cli import run;"
-        "import instructbrush.models.backbones, instructbrush.learning;"
+        "import instructbrush.models.backbones, instructbrush.training.learner;"
         f"debug_launcher(run, (app, {[*common, '-o', 'two.safetensors', '--run-folder', 'run-two']!r}))"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -35,7 +35,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_file_and_function_of_the_table_exists() -> None:
-    rows = re.findall(r"^\|[^|]+\| `((?:tiny/)?\w+\.py)` \| (.+) \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\|[^|]+\| `((?:\w+/)*\w+\.py)` \| (.+) \|$", TEXT, re.MULTILINE)
     assert len(rows) > 10
     source = Path(instructbrush.__file__).parent
     for file, functions in rows:

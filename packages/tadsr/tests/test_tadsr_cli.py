@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import tadsr
 from tadsr import demo as demonstration
 from tadsr.cli import app
 from tadsr.data.layouts import read_set
@@ -182,7 +183,7 @@ def spoil_weights(path):
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_strangers_model_runs_no_code_and_is_refused_in_one_line(tmp_path, monkeypatch, case):
     folder = tmp_path / "model"
-    shutil.copytree(Path(pipeline_module.__file__).parent / "weights/fidelity", folder)
+    shutil.copytree(Path(tadsr.__file__).parent / "weights/fidelity", folder)
     (tmp_path / "payload.py").write_text("raise SystemExit('run')")
     monkeypatch.syspath_prepend(tmp_path)
     change, message = SPOILT[case]
@@ -202,7 +203,7 @@ def test_a_revision_is_for_the_hub(tmp_path, monkeypatch, capsys):
     def fetch(model, revision, files):
         asked.append((model, revision))
         assert "unet/config.json" in files
-        return Path(pipeline_module.__file__).parent / "weights/fidelity"
+        return Path(tadsr.__file__).parent / "weights/fidelity"
 
     picture(tmp_path / "a.png", side=80)
     monkeypatch.setattr(pipeline_module, "model_folder", fetch)

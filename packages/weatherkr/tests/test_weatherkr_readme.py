@@ -25,7 +25,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_file_of_the_section_table_exists() -> None:
     source = README.parent / "src/weatherkr"
-    named = re.findall(r"`((?:weather/)?\w+\.py)`", README.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", README.read_text(encoding="utf-8"))
     assert len(named) > 15
     for name in named:
         assert (source / name).exists(), name

@@ -1,6 +1,7 @@
 """What users call: load a model, enlarge any picture."""
 
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class TADSRPipeline(DiffusionPipeline):
             if revision is not None:
                 raise UserError(f"{model}: comes with this package; --revision is for models of the Hub")
             name, steps = SHIPPED[str(model)]
-            parts = read_pipeline(Path(__file__).parent / "weights" / name)
+            parts = read_pipeline(Path(str(files("tadsr") / "weights" / name)))
             parts["steps"] = steps
             return cls(**parts)
         folder = model_folder(model, revision, FILES)

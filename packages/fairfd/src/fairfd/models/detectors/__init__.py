@@ -24,21 +24,21 @@ DETECTORS: Mapping[str, str] = {
     "ucf": "ucf:UcfDetector",
     "srm": "srm:SrmDetector",
     "capsule": "capsule:CapsuleDetector",
-    "dag-fdd": "fair_trained:DagFddDetector",
-    "daw-fdd": "fair_trained:DawFddDetector",
+    "dag-fdd": "dag_daw_fdd:DagFddDetector",
+    "daw-fdd": "dag_daw_fdd:DawFddDetector",
     "pgfdd": "pgfdd:PgFddDetector",
-    "small-rgb": "small:SmallDetector",
-    "small-gray": "small:SmallDetector",
-    "small-spsl": "small:SmallDetector",
-    "small-f3net": "small:SmallDetector",
-    "small-srm": "small:SmallDetector",
+    "small-rgb": "compact:SmallDetector",
+    "small-gray": "compact:SmallDetector",
+    "small-spsl": "compact:SmallDetector",
+    "small-f3net": "compact:SmallDetector",
+    "small-srm": "compact:SmallDetector",
 }
 """Registry names and where they live. Besides these, `timm:NAME`, `probe:NAME` and `hf:NAME_OR_FOLDER` are detectors."""
 
 PREFIXES: Mapping[str, str] = {
-    "timm": "wrap:TimmDetector",
-    "probe": "wrap:LinearProbe",
-    "hf": "wrap:HuggingFaceDetector",
+    "timm": "wrapping:TimmDetector",
+    "probe": "wrapping:LinearProbe",
+    "hf": "wrapping:HuggingFaceDetector",
 }
 """Families that take the name of a model after a colon."""
 
@@ -101,7 +101,7 @@ def load_detector(source: str | Path) -> "Detector":
     config = read_json_object(folder / "config.json", CONFIG_LIMIT)
     registered = {
         **{name: place for name, place in DETECTORS.items() if not name.startswith("small-")},
-        "small": "small:SmallDetector",
+        "small": "compact:SmallDetector",
         **PREFIXES,
     }
     kind = config.get("detector", "")
