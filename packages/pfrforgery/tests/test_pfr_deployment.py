@@ -26,7 +26,7 @@ WARM = """
 import os, signal, sys
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
-import pfrforgery.training.client_app, pfrforgery.server_side
+import pfrforgery.training.client_app, pfrforgery.training.server_app
 programs = {"flwr-clientapp": flwr_clientapp, "flwr-serverapp": flwr_serverapp}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in os.fdopen(os.open(sys.argv[1], os.O_RDWR)):

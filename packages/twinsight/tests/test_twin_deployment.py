@@ -72,7 +72,7 @@ import os, signal, sys
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
 import sklearn.datasets, torchvision.datasets
-import twinsight.training.client_app, twinsight.server_app
+import twinsight.training.client_app, twinsight.training.server_app
 programs = {"flwr-clientapp": flwr_clientapp, "flwr-serverapp": flwr_serverapp}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in os.fdopen(os.open(sys.argv[1], os.O_RDWR)):
