@@ -109,6 +109,19 @@ def test_an_exported_detector_predicts_as_the_run_does(place: Path) -> None:
         assert own == pytest.approx(said["p_fake"], abs=2e-6)
 
 
+def test_a_damaged_picture_of_a_folder_is_named_and_passed_over(place: Path) -> None:
+    shutil.copytree(place / "photos", place / "mixed")
+    (place / "mixed" / "damaged.png").write_bytes(b"no picture")
+    answer = pfrforgery(place, "predict", "runs/fedpr", "mixed", "--client", "0", "-o", "mixed.jsonl")
+    assert answer.returncode == 3, answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert "damaged.png" in answer.stderr
+    whole = pfrforgery(place, "predict", "runs/fedpr", "photos", "--client", "0")
+    assert (place / "mixed.jsonl").read_text().replace("mixed/", "photos/") == whole.stdout
+    over = pfrforgery(place, "predict", "runs/fedpr", "mixed", "--client", "0", "-o", "mixed/damaged.png")
+    assert (over.returncode, (place / "mixed" / "damaged.png").read_bytes()) == (2, b"no picture")
+
+
 def test_a_finished_run_is_resumed_to_itself(place: Path) -> None:
     before = (place / "runs" / "fedpr" / "result.json").read_bytes()
     answer = pfrforgery(place, "simulate", "--out", "runs/fedpr", "--preset", "tiny", "--resume")
@@ -121,6 +134,7 @@ def mistakes(place: Path) -> list[tuple[tuple[str, ...], str]]:
     (place / "empty").mkdir()
     (place / "file").write_text("")
     (place / "notes.json").write_text('{"a": 1}')
+    (place / "deep.json").write_text("[" * 100_000)
     whole = (place / "photos" / "real").iterdir().__next__().read_bytes()
     for name, content in (("truncated", whole[: len(whole) // 2]), ("words", b"no picture")):
         (place / name).mkdir()
@@ -138,7 +152,7 @@ def mistakes(place: Path) -> list[tuple[tuple[str, ...], str]]:
         (("simulate", "--out", "r1", "--data", "notes.json"), "not a partition"),
         (("simulate", "--out", "r1", "--data", "faces"), "make clients of it"),
         (("simulate", "--out", "r1", "--data", "clients.json", "--clients", "9"), "has 2"),
-        (("simulate", "--out", "r1", "--rounds", "0"), "rounds 0"),
+        (("simulate", "--out", "r1", "--rounds", "0"), "0 is not a whole number from 1"),
         (("simulate", "--out", "r1", "--routing", "plain"), "alpha"),
         (("simulate", "--out", "r1", "--backbone", "resnet7"), "resnet7"),
         (("simulate", "--out", "r1", "--pretrained", "nowhere.pth"), "nowhere.pth"),
@@ -159,6 +173,10 @@ def mistakes(place: Path) -> list[tuple[tuple[str, ...], str]]:
         (("export", "runs/fedpr", "--client", "0", "--out", "photos"), "photos"),
         (("export", "empty", "--client", "0", "--out", "d"), "holds no run"),
         (("partition", "nowhere"), "nowhere"),
+        (("partition", "faces", "--seed", "-1", "-o", "p0.json"), "--seed"),
+        (("synth", "never", "--size", "-1"), "--size"),
+        (("simulate", "--out", "r2", "--data", "deep.json"), "deep.json"),
+        (("simulate", "--out", "r2", "--seed", "1" + "0" * 20), "--seed"),
         (("partition", "empty", "-o", "p1.json"), "empty"),
         (("partition", "pixel", "-o", "p2.json"), "training images"),
         (("partition", "ffpp:faces", "-o", "p3.json"), "layout ffpp"),

@@ -205,7 +205,7 @@ def test_files_that_are_no_manifest_or_partition_are_named(tmp_path: Path) -> No
     (tmp_path / "bad.csv").write_text("path,label\nx,real\n")
     (tmp_path / "bad.json").write_text('{"clients": 3}')
     for call, words in (
-        (lambda: read_manifest(tmp_path / "bad.csv"), "lacks the columns"),
+        (lambda: read_manifest(tmp_path / "bad.csv"), "needs the columns"),
         (lambda: read_manifest(tmp_path / "none.csv"), "cannot read"),
         (lambda: read_partition(tmp_path / "bad.json"), "not a partition"),
         (lambda: read_partition(tmp_path / "none.json"), "cannot read"),
@@ -234,13 +234,15 @@ def test_the_configuration_survives_flowers_form_and_refuses_nonsense() -> None:
     assert round_rate(config, 1) == config.learning_rate
     assert round_rate(config, 3) == pytest.approx(config.learning_rate / 2)
     for changes, words in (
-        ({"rounds": 0}, "rounds 0"),
+        ({"rounds": 0}, "0 is not a whole number from 1"),
         ({"batch_size": 1}, "at least 2"),
         ({"fraction": 1.5}, "fraction 1.5"),
         ({"split": 7}, "stage 1, 2, 3 or 4"),
         ({"alpha": -1.0}, "alpha -1"),
         ({"routing": "plain"}, "set alpha to 0"),
-        ({"learning_rate": 0.0}, "learning-rate 0"),
+        ({"learning_rate": 0.0}, "learning_rate: 0 is not above 0"),
+        ({"seed": 2**40}, "seed"),
+        ({"alpha": float("nan")}, "alpha: nan"),
     ):
         with pytest.raises(UserError, match=words):
             replace(FederationConfig(), **changes)

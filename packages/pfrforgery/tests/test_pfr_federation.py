@@ -402,7 +402,7 @@ def test_a_killed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.
     def killed(*_: object) -> None:
         raise PowerCutError
 
-    monkeypatch.setattr("pfrforgery.training.state.save_file", killed)
+    monkeypatch.setattr("tenfold.checkpoints.save_file", killed)
     with pytest.raises(PowerCutError):
         store.save(PersonalState({"v": torch.ones(2)}, 2))
     assert list(store.rounds()) == [1]
@@ -412,7 +412,7 @@ def test_a_killed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="another configuration"):
         FileStore(tmp_path, 0, "other").load(1)
     (tmp_path / "0" / "round-0001.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="damaged"):
         store.load(1)
 
 

@@ -105,7 +105,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shape"):
         model.load_shared({**state, "shared.fc.bias": torch.zeros(3)})
     (tmp_path / "x.pth").write_bytes(b"no weights")
-    for source, words in ((str(tmp_path / "x.pth"), "not a state dict"), ("nowhere.pth", "no such file")):
+    for source, words in ((str(tmp_path / "x.pth"), "more than weights"), ("nowhere.pth", "no such file")):
         with pytest.raises(UserError, match=words):
             backbone_weights("resnet18", source)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")

@@ -12,7 +12,7 @@ import pytest
 from pfrforgery.config import FederationConfig
 from pfrforgery.pipeline.inference import client_detector, open_run
 from pfrforgery.pipeline.simulation import simulate
-from pfrforgery.training.state import read_tensors
+from tenfold.checkpoints import read_tensors
 
 SMALL = FederationConfig(
     rounds=2, clients=2, local_steps=2, batch_size=8, train_images=16, test_images=16, evaluate_every=2

@@ -80,6 +80,23 @@ def test_eval_and_predict_agree_with_the_run(
     assert "photos/first.png" in capsys.readouterr().out
 
 
+def test_a_damaged_picture_of_a_folder_is_named_and_passed_over(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workplace / "photos", "mixed")
+    Path("mixed/damaged.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert call("predict", str(workplace / "run"), "mixed", "--out", "named.csv") == 3
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "damaged.png" in said[0]
+    rows = list(csv.DictReader(Path("named.csv").read_text().splitlines()))
+    assert [Path(row["picture"]).name for row in rows] == ["deep.png", "dot.png", "first.png"]
+    assert call("predict", str(workplace / "run"), "mixed", "--out", "mixed/damaged.png") == 2
+    assert Path("mixed/damaged.png").read_bytes() == b"no picture"
+
+
 def test_a_partition_is_written_and_drawn(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +158,7 @@ BAD = [
     (("simulate", "--out", "x", "--preset", "huge"), "'huge'"),
     (("simulate", "--out", "photos", "--preset", "tiny"), "holds no run"),
     (("simulate", "--out", "/proc/x", "--preset", "tiny"), "/proc"),
-    (("simulate", "--out", "x", "--preset", "tiny", "--alpha", "0"), "--alpha must be above 0"),
+    (("simulate", "--out", "x", "--preset", "tiny", "--alpha", "0"), "--alpha. 0 is not above 0"),
     (("simulate", "--out", "x", "--preset", "tiny", "--clients", "2000", "--clients-per-round", "5"), "more than the"),
     (("simulate", "--out", "x", "--preset", "tiny", "--data", "folder", "--root", "gone"), "no such folder"),
     (("simulate", "--out", "x", "--preset", "tiny", "--data", "folder", "--root", "empty"), "one folder per class"),
@@ -152,7 +169,7 @@ BAD = [
     (("simulate", "--out", "x", "--preset", "tiny", "--aggregation", "mode"), "mode"),
     (("partition", "--min-client-size", "200"), "no dirichlet partition"),
     (("partition", "--plot", "/proc/p.png"), "cannot write"),
-    (("eval", "gone"), "holds no model"),
+    (("eval", "gone"), "no such folder"),
     (("eval", "photos"), "holds no model"),
     (("eval", "run", "--data", "other"), "the model knows"),
     (("eval", "run", "--data", "gone"), "no such folder"),
@@ -162,6 +179,9 @@ BAD = [
     (("predict", "run", "cut"), "broken.jpg"),
     (("predict", "run", "photos", "--out", "/proc/n.csv"), "cannot write"),
     (("predict", "foreign", "photos"), "not a model of twinsight"),
+    (("predict", "list", "photos"), "config.json"),
+    (("simulate", "--out", "x", "--preset", "tiny", "--seed", "-1"), "--seed"),
+    (("compare", "lower-bound", "--out", "x", "--preset", "tiny", "--momentum", "nan"), "momentum: nan"),
     (("compare", "--out", "x", "--preset", "tiny"), "requires an argument"),
     (("compare", "nonsense", "--out", "x", "--preset", "tiny"), "no such arm"),
     (("demo", "--out", "photos/first.png/x"), "first.png"),
@@ -175,6 +195,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (workplace / "foreign").mkdir()
     shutil.copy(workplace / "run/model/config.json", workplace / "foreign/config.json")
     (workplace / "foreign/model.safetensors").write_bytes(b"\0" * 64)
+    shutil.copytree(workplace / "run/model", workplace / "list")
+    (workplace / "list/config.json").write_text("[]")
     capsys.readouterr()
     before = set(workplace.rglob("*"))
     for arguments, says in BAD:

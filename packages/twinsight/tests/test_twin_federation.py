@@ -245,8 +245,8 @@ def test_run_configurations_are_checked() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"alpha": 0.0}, "--alpha must be above 0"),
-        ({"labelled": 0}, "--labelled must be between 1"),
+        ({"alpha": 0.0}, "alpha: 0 is not above 0"),
+        ({"labelled": 0}, "labelled: 0 is not a whole number"),
         ({"labelled": 11}, "--labelled must be between 1"),
         ({"clients_per_round": 20}, "more than --clients"),
         ({"image_size": 4}, "at least 8"),

@@ -1,5 +1,6 @@
 """Models by their name on the Hugging Face Hub, at a commit that is said."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def model_folder(model: str | Path, revision: str | None = None, files: Sequence
         return folder
     if folder.exists():
         raise UserError(f"{model}: is a file; name a model folder or a model of the Hub")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        raise UserError(f"{model}: no such folder, and no name of a model on the Hub (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

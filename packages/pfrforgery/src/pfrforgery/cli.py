@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from pfrforgery.config import FederationConfig
 from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.options import Count, OpenShare, Positive, Seed, Size
 
 PAPER = Paper(
     title="Federated Face Forgery Detection Learning with Personalized Representation",
@@ -147,8 +148,10 @@ def predict(
     client: int,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     device: str = "auto",
-) -> None:
+) -> int:
     """Say of face crops how likely they are fake, one JSON line each.
+
+    Pictures of a folder that cannot be read are named on stderr and passed over; the exit code is then 3.
 
     Args:
         run_folder: What `simulate` made.
@@ -160,8 +163,13 @@ def predict(
     import dataclasses
 
     from pfrforgery.pipeline.inference import client_detector, open_run, predict_pictures
-    from tenfold.files import write_text
+    from tenfold.files import check_writable, write_text
+    from tenfold.images import list_images
 
+    if out is not None:
+        check_writable(out)
+        if out.resolve() in {path.resolve() for path in list_images(pictures)}:
+            raise UserError(f"{out}: is an input; choose another --out")
     opened = open_run(run_folder)
     model, decides = client_detector(opened, client, device)
     found = predict_pictures(model, decides, pictures, opened.config.image_size)
@@ -173,13 +181,16 @@ def predict(
             }
         )
         + "\n"
-        for each in found
+        for each in found.results.values()
     )
     if out is None:
         print(lines, end="")
-        return
-    write_text(out, lines)
-    print(f"{len(found)} pictures, {sum(each.p_fake >= 0.5 for each in found)} called fake -> {out}")
+    else:
+        write_text(out, lines)
+        fakes = sum(each.p_fake >= 0.5 for each in found.results.values())
+        print(f"{len(found.results)} pictures, {fakes} called fake -> {out}")
+    found.show_skipped("pfrforgery")
+    return found.exit_code
 
 
 @verb(app, "pfrforgery export runs/fedpr --client 0 --out detector0")
@@ -208,12 +219,12 @@ def partition(
     *,
     out: Out = Path("clients.json"),
     by: Literal["source", "iid", "dirichlet", "sites"] = "source",
-    clients: int = 5,
-    concentration: float = 0.5,
-    train_images: int = 0,
-    test_images: int = 0,
-    train_share: float = 0.7,
-    seed: int = 0,
+    clients: Count = 5,
+    concentration: Positive = 0.5,
+    train_images: Size = 0,
+    test_images: Size = 0,
+    train_share: OpenShare = 0.7,
+    seed: Seed = 0,
     allow_single_class: bool = False,
 ) -> None:
     """List face crops and divide them among clients: whole videos, no image twice.
@@ -236,8 +247,6 @@ def partition(
     from pfrforgery.data.manifest import read_manifest, write_manifest
     from pfrforgery.data.partition import Partition, Shares, divide
 
-    if not 0 < train_share < 1:
-        raise UserError(f"--train-share {train_share}: must be in (0, 1)")
     shares = Shares(by, clients, concentration, train_images, test_images, seed, allow_single_class)
     has_manifest = len(roots) == 1 and roots[0].endswith(".csv")
     manifest = Path(roots[0]) if has_manifest else out.with_suffix(".csv")
@@ -257,10 +266,10 @@ def synth(
     out: Path,
     *,
     data: Literal["drawn:tints", "drawn:families", "photos:families"] = "drawn:families",
-    clients: int = 5,
-    images: int = 200,
-    size: int = 32,
-    seed: int = 0,
+    clients: Count = 5,
+    images: Count = 200,
+    size: Count = 32,
+    seed: Seed = 0,
 ) -> None:
     """Write the embedded forged faces as folders, one per client.
 
@@ -278,7 +287,7 @@ def synth(
 
 
 @verb(app, "pfrforgery demo --out pfrforgery-demo")
-def demo(*, out: Out = Path("pfrforgery-demo"), seed: int = 0, rounds: int = 12) -> None:
+def demo(*, out: Out = Path("pfrforgery-demo"), seed: Seed = 0, rounds: Count = 12) -> None:
     """Four clients with clues of their own: alone, FedAvg and FedPR compared on drawn faces.
 
     Args:
@@ -288,8 +297,6 @@ def demo(*, out: Out = Path("pfrforgery-demo"), seed: int = 0, rounds: int = 12)
     """
     from pfrforgery.demo import demonstrate, mean_of_last
 
-    if rounds < 1:
-        raise UserError(f"--rounds {rounds}: must be at least 1")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; choose a folder")
     runs = demonstrate(out, seed, rounds)

@@ -14,6 +14,7 @@ from pfrforgery.loss_weights import LossWeights, Routing, check_weights
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.federated import Aggregation, Safeguards
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Size, check_fields
 
 AlgorithmName = Literal[
     "fedpr",
@@ -84,37 +85,37 @@ class FederationConfig:
 
     algorithm: AlgorithmName = "fedpr"
     data: str = "drawn:tints"
-    clients: int = 0
-    rounds: int = 20
+    clients: Size = 0
+    rounds: Count = 20
     fraction: float = 1.0
-    local_steps: int = 8
-    local_epochs: int = 1
-    batch_size: int = 32
-    learning_rate: float = 0.05
+    local_steps: Size = 8
+    local_epochs: Count = 1
+    batch_size: Count = 32
+    learning_rate: Positive = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     flip: bool = True
     routing: Routing = "shared_main"
     alpha: float = 0.1
     beta: float = 1.0
     gamma: float = 1.0
     adv_clip: float = 0.1
-    mu: float = 0.01
-    ditto_lambda: float = 0.1
+    mu: NonNegative = 0.01
+    ditto_lambda: NonNegative = 0.1
     predict: PredictOption = "default"
-    val_fraction: float = 0.2
+    val_fraction: OpenShare = 0.2
     backbone: str = "tiny"
     split: int = 3
     dropout: float = 0.0
     pretrained: str = ""
-    image_size: int = 32
-    train_images: int = 100
-    test_images: int = 300
+    image_size: Count = 32
+    train_images: Count = 100
+    test_images: Count = 300
     specific: float = 0.8
-    seed: int = 0
-    evaluate_every: int = 1
-    timeout: float = 3600.0
+    seed: Seed = 0
+    evaluate_every: Count = 1
+    timeout: Positive = 3600.0
     upload_dtype: Literal["float32", "float16"] = "float32"
     precision: Literal["auto", "float32"] = "float32"
     on_bad_client: Literal["skip", "raise"] = "skip"
@@ -126,25 +127,11 @@ class FederationConfig:
     max_samples: int = 10_000_000
 
     def __post_init__(self) -> None:
-        for name in (
-            "rounds",
-            "batch_size",
-            "image_size",
-            "evaluate_every",
-            "train_images",
-            "test_images",
-            "local_epochs",
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check_fields(self)
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "the statistics need at least 2 images")
-        for name in ("clients", "local_steps", "weight_decay", "mu", "ditto_lambda", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         _require(0 < self.fraction <= 1, "fraction", self.fraction, "must be in (0, 1]")
-        _require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "must be in (0, 1)")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be above 0")
-        _require(self.timeout > 0, "timeout", self.timeout, "must be above 0")
         _require(1 <= self.split <= 4, "split", self.split, "a branch begins at stage 1, 2, 3 or 4")
         check_weights(self.loss_weights, self.routing)
         _ = self.safeguards  # checks its own values

@@ -1,6 +1,5 @@
 """Several methods on the same partition with the same seed, in one go."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import UserError
+from tenfold.reading import read_json_object
 from tenfold.runs import RunFolder
 from twinsight.config.config import FederationConfig
 from twinsight.config.methods import METHODS
@@ -50,7 +50,7 @@ def compare(
 def _result(place: Path, config: FederationConfig, resume: bool, device: str) -> dict[str, Any]:
     if resume and (place / "result.json").exists():
         RunFolder.create(place, config, resume)
-        return json.loads((place / "result.json").read_text(encoding="utf-8"))
+        return read_json_object(place / "result.json")
     return simulate(place, config, resume=resume, device=device).result
 
 

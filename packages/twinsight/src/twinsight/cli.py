@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import Parameter
 
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
+from tenfold.options import Count, Seed
 from twinsight.config.config import FederationConfig
 
 PAPER = Paper(
@@ -153,21 +154,29 @@ def partition(
     "twinsight eval run --data pictures --out scores.json",
 )
 def eval(  # noqa: A001  # the verb's name
-    model: Path, *, data: str = "digits", root: Path | None = None, out: Path | None = None
+    model: Path,
+    *,
+    data: str = "digits",
+    root: Path | None = None,
+    out: Path | None = None,
+    revision: str | None = None,
 ) -> None:
     """Test a model: accuracy, and for each class.
 
     Args:
-        model: A run folder, or what save_pretrained wrote.
+        model: A run folder, what save_pretrained wrote, or a name on the Hugging Face Hub.
         data: digits, cifar10, cifar100, svhn, fashionmnist, or a folder with one folder per class.
         root: Where torchvision's files are.
         out: JSON to write.
+        revision: Branch, tag or commit of a model of the Hub.
     """
-    from tenfold.files import write_text
+    from tenfold.files import check_writable, write_text
     from twinsight.evaluation.protocols import score, test_pictures
     from twinsight.training.loop import load_model
 
-    network = load_model(model)
+    if out is not None:
+        check_writable(out)
+    network = load_model(model, revision)
     scores = score(network, test_pictures(data, root, network))
     if out is not None:
         write_text(out, json.dumps(asdict(scores), indent=2) + "\n")
@@ -176,24 +185,36 @@ def eval(  # noqa: A001  # the verb's name
 
 
 @verb(app, "twinsight predict run photos --out named.csv", "twinsight predict run photos/first.png")
-def predict(model: Path, pictures: Path, *, out: Path | None = None) -> None:
+def predict(model: Path, pictures: Path, *, out: Path | None = None, revision: str | None = None) -> int:
     """Name pictures.
 
+    Pictures of a folder that cannot be read are named on stderr and passed over; the exit code is then 3.
+
     Args:
-        model: A run folder, or what save_pretrained wrote.
+        model: A run folder, what save_pretrained wrote, or a name on the Hugging Face Hub.
         pictures: A picture, or a folder.
         out: CSV to write; without it the names are printed.
+        revision: Branch, tag or commit of a model of the Hub.
     """
+    from tenfold import UserError
+    from tenfold.files import check_writable
+    from tenfold.images import list_images
     from twinsight.pipeline.inference import predict_files, write_predictions
     from twinsight.training.loop import load_model
 
-    found = predict_files(load_model(model), pictures)
+    if out is not None:
+        check_writable(out)
+        if out.resolve() in {path.resolve() for path in list_images(pictures)}:
+            raise UserError(f"{out}: is an input; choose another --out")
+    found = predict_files(load_model(model, revision), pictures)
     if out is None:
-        for each in found:
+        for each in found.results.values():
             print(f"{each.path}\t{each.label}\t{each.probability:.3f}")
-        return
-    write_predictions(found, out)
-    print(f"named {len(found)} pictures -> {out}")
+    else:
+        write_predictions(found.results.values(), out)
+        print(f"named {len(found.results)} pictures -> {out}")
+    found.show_skipped("twinsight")
+    return found.exit_code
 
 
 @verb(app, "twinsight methods")
@@ -228,7 +249,7 @@ def compare(arms: tuple[str, ...], /, *, options: RunOptions, config: Config = F
 
 
 @verb(app, "twinsight demo", "twinsight demo --out demo --rounds 3")
-def demo(*, out: Path = Path("twinsight-demo"), rounds: int = 8, seed: int = 0) -> None:
+def demo(*, out: Path = Path("twinsight-demo"), rounds: Count = 8, seed: Seed = 0) -> None:
     """Four methods on scikit-learn's digits over ten clients of whom four are labelled: a table and three pictures.
 
     Args:

@@ -3,7 +3,6 @@
 Every reader gives rows of a manifest whose paths are relative to the folder that was scanned.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from pfrforgery.data.manifest import SPLITS, Row, check_rows, hashed_split
 from tenfold import UserError
 from tenfold.images import list_images
+from tenfold.reading import read_json, read_text
 
 Layout = Literal["folders", "ffpp", "celebdf", "dfdc", "wilddeepfake", "deeperforensics"]
 FF_MANIPULATIONS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
@@ -105,10 +105,10 @@ def _ff_splits(root: Path) -> dict[str, str]:
     for split in SPLITS:
         path = root / "splits" / f"{split}.json"
         if path.exists():
+            pairs = read_json(path)
             try:
-                pairs = json.loads(path.read_text(encoding="utf-8"))
                 found |= {identifier: split for pair in pairs for identifier in pair}
-            except (json.JSONDecodeError, TypeError, UnicodeDecodeError):
+            except TypeError:
                 raise UserError(f"{path}: not a list of pairs of video numbers") from None
     return found
 
@@ -118,7 +118,7 @@ def _celebdf(root: Path, train_share: float) -> list[Row]:
     listing = root / "List_of_testing_videos.txt"
     testing = None
     if listing.exists():
-        lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(listing).splitlines() if line.strip()]
         testing = {Path(line[-1]).with_suffix("").as_posix(): line[0] for line in lines}
     rows = []
     for folder, label in (("Celeb-real", "real"), ("YouTube-real", "real"), ("Celeb-synthesis", "fake")):
@@ -139,12 +139,12 @@ def _dfdc(root: Path, train_share: float) -> list[Row]:
     rows = []
     for listing in sorted(root.rglob("metadata.json")):
         part = listing.parent.relative_to(root)
+        entries = read_json(listing)
         try:
-            entries = json.loads(listing.read_text(encoding="utf-8"))
             about = {
                 Path(name).stem: (entry["label"].lower(), entry.get("original")) for name, entry in entries.items()
             }
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
+        except (TypeError, KeyError, AttributeError):
             raise UserError(f"{listing}: not DFDC metadata (VIDEO: {{label, original}})") from None
         for path, parts in _pictures(root, *part.parts):
             video = parts[0] if len(parts) > 1 else path.stem
@@ -176,7 +176,7 @@ def _deeperforensics(root: Path, train_share: float) -> list[Row]:
     for split in SPLITS:
         path = root / "lists" / "splits" / f"{split}.txt"
         if path.exists():
-            of_video |= {Path(line.strip()).stem: split for line in path.read_text(encoding="utf-8").split()}
+            of_video |= {Path(line.strip()).stem: split for line in read_text(path).split()}
     rows = []
     for folder, label in (("source_videos", "real"), ("manipulated_videos", "fake")):
         for path, parts in _pictures(root, folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tenfold import UserError
 from tenfold.files import atomic_path
+from tenfold.reading import read_rows
 
 COLUMNS = ("path", "label", "source", "split", "video")
 SPLITS = ("train", "val", "test")
@@ -41,15 +42,7 @@ def read_manifest(path: Path) -> list[Row]:
         UserError: missing or undecodable file, missing columns, a label that is neither `real` nor `fake`, an unknown split,
             an image twice, a video in two splits or with two labels.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = set(COLUMNS) - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: lacks the columns {', '.join(sorted(missing))}")
-            rows = [Row(*(line[name] or "" for name in COLUMNS)) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not a CSV text'})") from None
+    rows = [Row(*(line[name] for name in COLUMNS)) for line in read_rows(path, COLUMNS)]
     check_rows(rows, str(path))
     return rows
 

@@ -13,6 +13,7 @@ import numpy as np
 from pfrforgery.data.manifest import Row, manifest_sha256, read_manifest
 from tenfold import UserError
 from tenfold.files import write_text
+from tenfold.reading import read_json_object
 
 By = Literal["source", "iid", "dirichlet", "sites"]
 
@@ -68,16 +69,14 @@ def read_partition(path: Path) -> Partition:
     Raises:
         UserError: missing, not such a file, rows out of range, an image at two clients, or a manifest that has changed.
     """
+    content = read_json_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         manifest = path.parent / content["manifest"]
         clients = tuple(
             ClientRows(str(entry["name"]), tuple(map(int, entry["train"])), tuple(map(int, entry["test"])))
             for _, entry in sorted(content["clients"].items(), key=lambda item: int(item[0]))
         )
         expected, seed = content["manifest_sha256"], int(content["seed"])
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a partition; make one with `pfrforgery partition`") from None
     rows = read_manifest(manifest)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold import UserError
+from tenfold.checkpoints import read_state_dict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DRAWN_MEAN, DRAWN_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -118,18 +119,7 @@ def backbone_weights(name: str, source: str) -> dict[str, Tensor]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"pretrained {source}: no such file; give imagenet or a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # torch and safetensors meet a damaged file with any error
-        raise UserError(f"{path}: not a state dict ({str(error).splitlines()[0]})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a state dict of tensors")
-    return {re.sub(r"^module\.", "", key): value for key, value in state.items()}
+    return {re.sub(r"^module\.", "", key): value for key, value in read_state_dict(path).items()}
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:

@@ -21,10 +21,12 @@ from pfrforgery.evaluation.metrics import OverClients, over_clients
 from pfrforgery.method.baselines import ALGORITHMS, Algorithm, create_detector, kept_names, predict_of
 from pfrforgery.models.networks import Predict, TwoBranchDetector, fake_probability, load_exactly
 from pfrforgery.training.local_training import Turn, branch_logits, choose_predict, fine_tune, score_client
-from pfrforgery.training.state import FileStore, read_tensors
+from pfrforgery.training.state import FileStore
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors
 from tenfold.config import from_dict
 from tenfold.data import to_tensor
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images
 from tenfold.reading import read_toml
 from tenfold.runs import pick_device, track
@@ -75,7 +77,10 @@ def open_run(folder: Path) -> Run:
     shared, about = read_tensors(path)
     if about.get("config_sha256") != fingerprint(config):
         raise UserError(f"{path}: is of a run with another configuration")
-    return Run(folder, config, shared, int(about["round"]))
+    number = about.get("round", "")
+    if not number.isdecimal():
+        raise UserError(f"{path}: does not say after which round it was written")
+    return Run(folder, config, shared, int(number))
 
 
 def client_detector(run: Run, client: int, device: str = "auto") -> tuple[TwoBranchDetector, Predict]:
@@ -252,18 +257,21 @@ class Prediction:
 
 def predict_pictures(
     model: TwoBranchDetector, predict: Predict, pictures: Path, image_size: int, batch_size: int = 64
-) -> list[Prediction]:
-    """P(fake) of every face crop below a folder, or of one.
+) -> FolderReport[Prediction]:
+    """P(fake) of every face crop below a folder that can be read, or of one.
 
     Raises:
-        UserError: no picture, or one that cannot be read.
+        UserError: no picture, or not one that can be read.
     """
-    paths = list_images(pictures)
-    found = []
+
+    def read(path: Path) -> UInt8[Tensor, "3 s s"]:
+        return (resize_crop(to_tensor(path), image_size) * 255).round().to(torch.uint8)
+
+    found = work_on_files(track(list_images(pictures), "reading"), read, alone=pictures.is_file())
+    paths, predictions = list(found.results), {}
     for start in track(range(0, len(paths), batch_size), "predicting"):
         batch = paths[start : start + batch_size]
-        crops = torch.stack([resize_crop(to_tensor(path), image_size) for path in batch])
-        logits = branch_logits(model, (crops * 255).round().to(torch.uint8))
+        logits = branch_logits(model, torch.stack([found.results[path] for path in batch]))
         decided: Float[Tensor, " n"] = fake_probability(logits, predict)
         shared = fake_probability(logits, "shared")
         personal = fake_probability(logits, "personal") if "personal" in logits else None
@@ -272,8 +280,8 @@ def predict_pictures(
             values = (float(decided[index]), float(shared[index]))
             if not all(map(math.isfinite, values)):
                 raise UserError(f"{path}: the prediction is not finite")
-            found.append(Prediction(str(path), *values, alone))
-    return found
+            predictions[path] = Prediction(str(path), *values, alone)
+    return FolderReport(predictions, found.skipped)
 
 
 def export(run: Run, client: int, out: Path) -> None:

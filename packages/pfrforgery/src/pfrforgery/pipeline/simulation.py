@@ -24,9 +24,10 @@ from pfrforgery.models.networks import TwoBranchDetector, load_exactly
 from pfrforgery.training.client_app import create_client_app
 from pfrforgery.training.local_grid import run_in_process
 from pfrforgery.training.server_app import Outcome, create_server_app
-from pfrforgery.training.state import ContextStore, FileStore, PersonalStore, read_tensors
+from pfrforgery.training.state import ContextStore, FileStore, PersonalStore
 from pfrforgery.training.strategy import RoundReport
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors
 from tenfold.runs import RunFolder, pick_device
 
 Runtime = Literal["in-process", "ray"]

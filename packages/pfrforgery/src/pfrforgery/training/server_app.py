@@ -16,9 +16,9 @@ from pfrforgery.config import FederationConfig, fingerprint, from_run_config
 from pfrforgery.data.datasets import EMBEDDED, count_clients
 from pfrforgery.evaluation.metrics import over_clients
 from pfrforgery.method.baselines import ALGORITHMS, create_detector
-from pfrforgery.training.state import read_tensors, write_tensors
 from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.runs import RunFolder
 

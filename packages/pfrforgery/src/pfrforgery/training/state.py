@@ -1,4 +1,4 @@
-"""Where a client keeps its personal part between rounds (specification §11.3).
+"""Where a client keeps its personal part between rounds.
 
 Flower hands a client's `context.state` back from round to round, but a deployed SuperNode holds it in memory only. A folder survives restarts,
 and lets an interrupted run go back to the state of the round that the server knows.
@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold import UserError
-from tenfold.files import atomic_path
+from tenfold.checkpoints import read_tensors, write_tensors
 
 KEPT_ROUNDS = 2
 """The state of the last round, and of the one before: the server may not have heard of the last."""
@@ -117,25 +115,6 @@ def lost_state(expected: int, found: int) -> str:
         f"lost its personal state: expected round {expected}, has {found}; "
         "--allow-state-reset goes on from the initial one"
     )
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Write safetensors, whole or not at all."""
-    with atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, about)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read safetensors and their metadata.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot read ({str(error).splitlines()[0]})") from None
 
 
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:

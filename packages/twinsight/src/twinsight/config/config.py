@@ -7,6 +7,7 @@ from typing import Any, Literal
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.federated import Aggregation, Safeguards
+from tenfold.options import Count, Positive, Seed, Size, check_fields
 from twinsight.config.methods import METHODS
 
 Setting = Literal["partial-client", "partial-data"]
@@ -82,29 +83,29 @@ class FederationConfig:
     data: Literal["digits", "cifar10", "cifar100", "svhn", "fashionmnist", "folder"] = "digits"
     root: Path | None = None
     download: bool = False
-    image_size: int = 32
-    clients: int = 10
-    labelled: int = 4
+    image_size: Count = 32
+    clients: Count = 10
+    labelled: Count = 4
     labelled_clients: tuple[int, ...] = ()
     partition: Partition = "dirichlet"
-    alpha: float = 0.1
-    classes_per_client: int = 2
-    min_client_size: int = 10
-    min_labelled_per_class: int = 0
+    alpha: Positive = 0.1
+    classes_per_client: Count = 2
+    min_client_size: Count = 10
+    min_labelled_per_class: Size = 0
     setting: Setting = "partial-client"
     labelled_share: float = 0.05
-    clients_per_round: int = 5
-    labelled_per_round: int = 0
-    rounds: int = 500
-    local_epochs: int = 1
-    batch_size: int = 64
-    learning_rate: float = 0.01
+    clients_per_round: Count = 5
+    labelled_per_round: Size = 0
+    rounds: Count = 500
+    local_epochs: Count = 1
+    batch_size: Count = 64
+    learning_rate: Positive = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
     method: MethodName = "twin-sight"
     encoder: Literal["resnet18", "small"] = "resnet18"
     objective: Literal["simclr", "simsiam", "byol"] = "simclr"
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     instance_weight: float = 0.5
     neighbourhood_weight: float = 1.0
     normalisation: Literal["mean", "official"] = "mean"
@@ -115,10 +116,10 @@ class FederationConfig:
     proximal_weight: float = 0.5
     supervised_views: Literal["both", "weak"] = "both"
     strong_view: Literal["auto", "randaugment", "geometric", "weak"] = "auto"
-    randaugment_operations: int = 3
-    randaugment_magnitude: int = 5
+    randaugment_operations: Count = 3
+    randaugment_magnitude: Size = 5
     target: float | None = None
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["auto", "float32"] = "auto"
     aggregation: Aggregation = "mean"
     trim: float = 0.2
@@ -146,13 +147,7 @@ class FederationConfig:
         return 5.0 if self.setting == "partial-data" else 0.5
 
     def __post_init__(self) -> None:
-        positive = (
-            "clients", "image_size", "clients_per_round", "rounds", "local_epochs", "alpha",
-            "classes_per_client", "learning_rate", "temperature", "randaugment_operations",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        check_fields(self)
         if self.image_size < 8:
             raise UserError(f"--image-size must be at least 8, got {self.image_size}")
         if self.batch_size < 2 or self.min_client_size < 2:

@@ -1,6 +1,7 @@
 """Naming pictures with a trained classifier."""
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tenfold import UserError
 from tenfold.data import to_tensor
 from tenfold.files import atomic_path
+from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images
 from tenfold.runs import track
 from twinsight.models import TwinModel
@@ -29,23 +31,24 @@ class Prediction:
     probability: float
 
 
-def predict_files(model: TwinModel, root: Path) -> list[Prediction]:
-    """Name every picture below a folder, or one picture.
+def predict_files(model: TwinModel, root: Path) -> FolderReport[Prediction]:
+    """Name every picture below a folder that can be read, or one picture.
 
     Raises:
-        UserError: no picture there, or one that cannot be read.
+        UserError: no picture there, or not one that can be read.
     """
-    found = []
     device = next(model.parameters()).device
-    for path in track(list_images(root), "name"):
+
+    def name(path: Path) -> Prediction:
         probability, index = model.predict(to_tensor(path)[None].to(device))[0].max(0)
         if not torch.isfinite(probability):
             raise UserError(f"{path}: the classifier gives no number; the model is damaged")
-        found.append(Prediction(path, model.classes[int(index)], probability.item()))
-    return found
+        return Prediction(path, model.classes[int(index)], probability.item())
+
+    return work_on_files(track(list_images(root), "name"), name, alone=root.is_file())
 
 
-def write_predictions(predictions: list[Prediction], path: Path) -> None:
+def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
     """Write path, class and probability as CSV."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

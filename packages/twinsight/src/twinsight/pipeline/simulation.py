@@ -49,7 +49,6 @@ def simulate(
 
 def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
     import importlib.util
-    import json
 
     if importlib.util.find_spec("ray") is None:
         raise UserError("--backend ray needs Ray: pip install 'twinsight[simulation]'")
@@ -64,4 +63,4 @@ def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
     )
     if not run.is_finished:
         raise UserError(f"{run.path}: the simulation ended early; see Flower's log above, then continue with --resume")
-    return Outcome(load_model(run.path), json.loads((run.path / "result.json").read_text(encoding="utf-8")))
+    return Outcome(load_model(run.path), run.result())

@@ -1,6 +1,5 @@
 """The federation as the server sees it: rounds, test accuracy, checkpoints, the result."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
-from tenfold.files import atomic_path
+from tenfold.hub import model_folder
+from tenfold.reading import CONFIG_LIMIT, read_json_object
 from tenfold.runs import RunFolder, autocast, track
 from twinsight.config.config import FederationConfig
 from twinsight.data.datasets import DESCRIPTIONS, Pictures, load
@@ -152,9 +151,7 @@ def silent_rounds(log: list[dict[str, Any]]) -> int:
 
 def save_checkpoint(run: RunFolder, model: TwinModel, number: int) -> None:
     """Write the global weights after a round, whole or not at all."""
-    with atomic_path(run.checkpoints / "last.safetensors") as temporary:
-        state = {name: each.contiguous() for name, each in _unshared(model).items()}
-        save_file(state, temporary, metadata={"round": json.dumps(number)})
+    write_tensors(run.checkpoints / "last.safetensors", _unshared(model), {"round": str(number)})
 
 
 def _unshared(model: TwinModel) -> dict[str, Tensor]:
@@ -177,27 +174,34 @@ def restore(run: RunFolder, model: TwinModel) -> int:
     path = run.checkpoints / "last.safetensors"
     if not path.exists():
         return 0
+    state, metadata = read_tensors(path)
     try:
-        with safe_open(path, "pt") as stored:
-            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
-            number = int(json.loads(stored.metadata()["round"]))
+        number = int(metadata["round"])
         model.load_state_dict(state, strict=model.kind != "shared")
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: damaged, or not of this run ({str(error).splitlines()[0]})") from None
     return number
 
 
-def load_model(path: str | Path) -> TwinModel:
-    """The model of a run folder, or of a folder that `save_pretrained` wrote.
+def load_model(path: str | Path, revision: str | None = None) -> TwinModel:
+    """The model of a run folder, of a folder that `save_pretrained` wrote, or of the Hub.
+
+    Args:
+        path: the folder, or a name on the Hub.
+        revision: branch, tag or commit of a model of the Hub.
 
     Raises:
         UserError: no model there, or one of another kind.
     """
-    path = Path(path)
-    folder = path / "model" if (path / "model").is_dir() else path
+    folder = model_folder(path, revision, ("config.json", "model.safetensors"))
+    folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
         raise UserError(f"{path}: holds no model (a run folder of `twinsight simulate`, or what save_pretrained wrote)")
+    read_json_object(folder / "config.json", CONFIG_LIMIT)
     try:
         return TwinModel.from_pretrained(folder).eval()
-    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}: not a model of twinsight ({str(error).splitlines()[0]})") from None
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's values make a network raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{folder}: not a model of twinsight ({reason})") from None
