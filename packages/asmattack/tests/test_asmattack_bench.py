@@ -26,13 +26,11 @@ from asmattack import (
     read_faces,
     region_mask,
 )
-from asmattack.benchmark.comparison import Bench
+from asmattack.benchmark.comparison import Bench, data_hash, weights_hash
 from asmattack.benchmark.figures import write_examples, write_masks
 from asmattack.data.corruptions import parse_treatment, treated
 from asmattack.data.landmarks import TEMPLATE, GeometricParser, parse_face
-from asmattack.evaluation.fingerprints import data_hash, weights_hash
-from asmattack.evaluation.metrics import wilson
-from asmattack.evaluation.perceptual import lpips
+from asmattack.evaluation.metrics import lpips, wilson
 from asmattack.evaluation.report import read_report
 from asmattack.method.region_attack import within_budget
 from asmattack.models.masks import generator_loss

@@ -22,9 +22,9 @@ from asmattack import (
 )
 from asmattack.data.landmarks import parse_face
 from asmattack.data.regions import BISENET_TO_CANONICAL, FIXED, feather
+from asmattack.method.iteration import gaussian_kernel
 from asmattack.method.losses import cafa, class_activation_features_of_batch, cross_entropy
 from asmattack.method.official import official_label_map, official_parser_input
-from asmattack.method.projection import gaussian_kernel
 from asmattack.method.region_attack import AttackConfig
 from asmattack.method.selection import greedy
 from asmattack.models.class_activation import activation_map

@@ -38,11 +38,10 @@ from asmattack.benchmark.comparison import Bench
 from asmattack.data.landmarks import TEMPLATE, parse_face
 from asmattack.data.parsers import check_label_maps
 from asmattack.evaluation.metrics import AttackSuccessRate, attack_rates
-from asmattack.method.iteration import perturbations
+from asmattack.method.iteration import accumulate, diversify, perturbations, project_l2
 from asmattack.method.losses import objective_loss
-from asmattack.method.projection import accumulate, diversify, project_l2
 from asmattack.models.checkpoints import load_detector, save_detector
-from asmattack.models.label_names import fake_index_of
+from asmattack.models.detector import fake_index_of
 from asmattack.models.networks import surrogate
 from asmattack.models.pretrained import load_weights
 from tenfold import UserError

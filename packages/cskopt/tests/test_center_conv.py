@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from cskopt.method.baselines import ChannelConv2d
 from cskopt.method.center_conv import CenterConv2d, center_conv2d, centre_gradient
-from cskopt.method.channel_conv import ChannelConv2d
 from cskopt.method.kernel_elements import ConvGeometry, centre_tap, geometry_of, tap_counts, tap_input
 from tenfold import UserError
 

@@ -13,8 +13,8 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11
 from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.config import CsKOConfig
+from cskopt.method.baselines import ChannelConv2d
 from cskopt.method.center_conv import CenterConv2d
-from cskopt.method.channel_conv import ChannelConv2d
 from cskopt.method.memory_efficient import FrozenConv2d, LeanMaxPool2d, LeanReLU, LeanReLU6
 from cskopt.method.wrapping import apply_selection, partial_layers, report_of, target_layers, unwrap, wrap
 from cskopt.models.folding import fold_batch_norm, stock_state

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 from fairfd.data.faces.crops import (
+    Pose,
     Square,
+    align_mean_face,
     central_square,
     crop_faces,
     cut,
     face_square,
+    fill_landmarks,
     find_faces,
     into_square,
+    place_shape,
     pose_of,
 )
-from fairfd.data.faces.landmark_detection import fill_landmarks
 from fairfd.data.faces.landmarks import (
     CROP_EYE_DISTANCE,
     CROP_EYE_HEIGHT,
@@ -28,7 +31,6 @@ from fairfd.data.faces.landmarks import (
     read_landmarks,
     template_in_crop,
 )
-from fairfd.data.faces.mean_face import Pose, align_mean_face, place_shape
 from fairfd.data.manifest.manifest import Manifest
 from tenfold.data import embedded_pictures
 from tenfold.errors import UserError

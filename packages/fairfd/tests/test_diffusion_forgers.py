@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd.data.faces.mean_face import Pose, place_shape
+from fairfd.data.faces.crops import Pose, place_shape
 from fairfd.data.faces.regions import face_region
 from fairfd.data.forgers import SkippedFaceError, create_forger
 from fairfd.data.forgers import diffusion as approaches

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairfd.data.faces.crops import Square
+from fairfd.data.faces.crops import Pose, Square, place_shape
 from fairfd.data.faces.landmarks import SCHEME_17, SCHEME_68
-from fairfd.data.faces.mean_face import Pose, place_shape
 from fairfd.data.faces.regions import RegionError, eye_distance, face_parts, face_region
 from fairfd.data.forgers import (
     Forger,

@@ -28,7 +28,7 @@ from fairfd.method.pruning import (
     roba_score,
     weig_score,
 )
-from fairfd.training.masks import PruningRecord, read_masks, write_masks
+from fairfd.training.pruning import PruningRecord, read_masks, write_masks
 from tenfold.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "bpfa.npz")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairfd.data.manifest.shortcuts import measure_shortcuts, shortcut_warnings
+from fairfd.data.manifest.validation import measure_shortcuts, shortcut_warnings
 from tenfold.images import write_image
 
 PIXELS = np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)

@@ -9,7 +9,7 @@ jaxtyping.install_import_hook("instructbrush", "beartype.beartype")
 @pytest.fixture(scope="session")
 def sizes():
     """Of a network that takes milliseconds."""
-    from instructbrush.training.presets import Sizes
+    from instructbrush.config import Sizes
 
     return Sizes(
         side=32, latent_channels=8, channels=16, text_width=32, text_layers=1, vision_width=32, vision_layers=1

@@ -26,13 +26,13 @@ from instructbrush import (
     summarise,
 )
 from instructbrush.benchmark.comparison import contact_sheet
+from instructbrush.config import ApplyOptions, PhraseOptions
 from instructbrush.data.datasets import folder_pairs, named_pairs, read_rgb, rgb_of, squared
 from instructbrush.data.layouts import check
 from instructbrush.evaluation.metrics import region_psnr
-from instructbrush.method.phrases import read_bank
+from instructbrush.method.sensitivity import read_bank
 from instructbrush.models.instruction import Instruction
 from instructbrush.pipeline.inference import apply_instruction, plan
-from instructbrush.training.presets import ApplyOptions, PhraseOptions
 from tenfold.errors import UserError
 from tenfold.images import write_image
 from tenfold.runs import RunFolder

@@ -26,15 +26,15 @@ from instructbrush import (
 )
 from instructbrush.benchmark.baselines import METHODS, recipe_of
 from instructbrush.cli import app
+from instructbrush.config import PhraseOptions
 from instructbrush.data.tasks import LEARNT, TESTED, bank, draw_pairs
 from instructbrush.evaluation.metrics import region_psnr
 from instructbrush.method.parameterization import visii_direction_term
-from instructbrush.method.phrases import _bank_features, extract_phrases, read_bank
+from instructbrush.method.sensitivity import _bank_features, extract_phrases, read_bank
 from instructbrush.models.features import ClipFeatures
 from instructbrush.models.networks import clip_processor
 from instructbrush.training.datasets import LatentPairs
 from instructbrush.training.learner import InversionStep, PairBatch, draw_batch, initial_text, step_order
-from instructbrush.training.presets import PhraseOptions
 from tenfold.cli import run
 from tenfold.errors import UserError
 from tenfold.images import write_image

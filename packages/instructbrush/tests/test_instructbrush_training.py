@@ -10,6 +10,7 @@ import torch
 
 import instructbrush.training.pretraining as module
 from instructbrush import PatchAutoencoder, TrainConfig, load_editor, train
+from instructbrush.config import BaseOptions
 from instructbrush.data.image_banks import PhotoBank, training_photographs
 from instructbrush.data.samplers import draw_captioned, draw_edit
 from instructbrush.data.synthetic import random_scene, render
@@ -18,7 +19,6 @@ from instructbrush.data.transforms import STYLES
 from instructbrush.data.vocabulary import COLOURS, WORDS, build_tokenizer
 from instructbrush.models.checkpoints import shipped_model
 from instructbrush.training.contrastive import contrastive_loss
-from instructbrush.training.presets import BaseOptions
 from tenfold.config import load_preset
 from tenfold.errors import UserError
 from tenfold.runs import RunFolder

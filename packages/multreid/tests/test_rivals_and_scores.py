@@ -5,7 +5,7 @@ import pytest
 
 from multreid.benchmark import associate_by, without_heterogeneous_step, without_homogeneous_step
 from multreid.data.synthetic import two_modality_features
-from multreid.evaluation.pair_metrics import pair_scores
+from multreid.evaluation.metrics import pair_scores
 from multreid.method.clustering import assign_outliers, cluster_features, dbscan
 from multreid.method.jaccard import jaccard_similarity
 from multreid.method.matching import bilateral_hungarian, hungarian, match_centres, nearest_centre, transported_labels

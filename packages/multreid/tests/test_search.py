@@ -11,8 +11,14 @@ from multreid.evaluation.figures import plot_labels, plot_scores
 from multreid.evaluation.image_grid import contact_sheet, ranked_paths
 from multreid.method.nearest_neighbors import nearest, squared_distances
 from multreid.models.networks import TwoStreamResNet
-from multreid.pipeline.gallery import build_index, gallery_index, open_gallery, search_exact, search_index
-from multreid.pipeline.query import query_features
+from multreid.pipeline.gallery import (
+    build_index,
+    gallery_index,
+    open_gallery,
+    query_features,
+    search_exact,
+    search_index,
+)
 from tenfold import UserError
 from tenfold.images import read_image, write_image
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from multreid.data.synthetic import two_modality_features
-from multreid.evaluation.pair_metrics import pair_scores
+from multreid.evaluation.metrics import pair_scores
 from multreid.method import label_transfer as transfer
 from multreid.method.jaccard import jaccard_similarity
 from multreid.method.label_transfer import (

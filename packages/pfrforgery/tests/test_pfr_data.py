@@ -10,8 +10,7 @@ import torch
 
 from pfrforgery.config import FederationConfig, from_run_config, round_rate, to_run_config
 from pfrforgery.data.datasets import EMBEDDED, DataRequest, client_data, count_clients, pooled_train
-from pfrforgery.data.hybrid import gather
-from pfrforgery.data.layouts import count_table, scan
+from pfrforgery.data.layouts import count_table, gather, scan
 from pfrforgery.data.manifest import Row, read_manifest, write_manifest
 from pfrforgery.data.partition import Shares, partition, read_partition
 from pfrforgery.data.synthetic.forgeries import FAMILIES, forge

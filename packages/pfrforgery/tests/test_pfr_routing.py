@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from pfrforgery.loss_weights import LossWeights, check_weights
+from pfrforgery.config import LossWeights, check_weights
 from pfrforgery.method.gradient_routing import Draws, clip_joint_norm, draw, routed_gradients
 from pfrforgery.models.networks import TwoBranchDetector, normalisation_affine
 from tenfold import UserError

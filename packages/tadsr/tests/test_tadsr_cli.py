@@ -20,8 +20,8 @@ from tadsr.cli import app
 from tadsr.data.layouts import read_set
 from tadsr.data.transforms import to_eight_bits
 from tadsr.evaluation.protocols import bicubic, evaluate, load_pair
-from tadsr.loading import WEIGHTS
 from tadsr.models import pretrained as converters
+from tadsr.models.checkpoints import WEIGHTS, save_pipeline
 from tadsr.models.compact import CompactDenoiser
 from tadsr.models.networks import ResShiftUNet
 from tadsr.pipeline import pipeline as pipeline_module
@@ -364,6 +364,11 @@ def test_a_saved_pipeline_is_a_diffusers_pipeline(tmp_path):
         CompactDenoiser.from_pretrained(tmp_path / "model/unet").eval(), pipeline.vae, pipeline.scheduler, steps=0
     )
     assert isinstance(again, DiffusionPipeline)
+    index = json.loads((tmp_path / "model/model_index.json").read_text())
+    assert index["unet"] == ["tadsr", "CompactDenoiser"]
+    save_pipeline(tmp_path / "parts", pipeline.unet, pipeline.vae, pipeline.scheduler, scale=4, steps=0)
+    for file in ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
     low = torch.rand(1, 3, 8, 8)
     for other in (again, made):
         # Whatever the processor: the layout of the weights decides the order of the sums.

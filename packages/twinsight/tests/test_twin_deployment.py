@@ -19,7 +19,7 @@ from PIL import Image
 
 from tenfold.config import load_preset
 from tenfold.runs import RunFolder
-from twinsight.config.config import SERVER_KEYS, FederationConfig, from_run_config
+from twinsight.config import SERVER_KEYS, FederationConfig, from_run_config
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import federate, load_model

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinsight.method.contrastive import byol_distance, byol_loss, negative_cosine, nt_xent_loss, simsiam_loss
-from twinsight.method.neighborhood import cosine_gram, neighbourhood_preserving_loss, pair_count
+from twinsight.method.losses import cosine_gram, neighbourhood_preserving_loss, pair_count
 from twinsight.method.pseudo_labels import FreeMatchThreshold, consistency_loss, fixmatch_loss, freematch_loss
 
 Golden = Callable[[str], dict[str, np.ndarray]]

@@ -16,7 +16,7 @@ from tenfold import UserError
 from tenfold.config import load_preset
 from tenfold.federated import rejections_for_log
 from tenfold.runs import RunFolder
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import federate

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.data.datasets import Pictures
 from twinsight.data.partition import ClientData, split_labels
 from twinsight.data.transforms import ViewMaker, geometric, rand_augment, random_flip, random_shift
@@ -152,7 +152,7 @@ def test_the_losses_are_the_sums_that_they_say() -> None:
 
 
 def test_the_constraint_compares_weak_views_before_projector_and_head() -> None:
-    from twinsight.method.neighborhood import neighbourhood_preserving_loss
+    from twinsight.method.losses import neighbourhood_preserving_loss
 
     model = build_model(CONFIG, 4).train()
     weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tenfold import UserError
-from vptnsp.config.config import LearnerConfig, TrainConfig
+from vptnsp.config import LearnerConfig, TrainConfig
 from vptnsp.method.baselines import timm_features
 from vptnsp.models.backbones import build_backbone, class_texts
 from vptnsp.models.clip.backbones import ClipTower

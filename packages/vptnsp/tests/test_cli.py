@@ -20,7 +20,7 @@ from tenfold import UserError
 from tenfold.cli import examples_of, run
 from tenfold.config import load_preset
 from vptnsp.cli import app
-from vptnsp.config.config import TrainConfig
+from vptnsp.config import TrainConfig
 from vptnsp.models.backbones import build_backbone
 from vptnsp.training.run import compare
 

@@ -15,7 +15,7 @@ import vptnsp.models.networks as prompted_vit
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.runs import RunFolder
-from vptnsp.config.config import LearnerConfig, PretrainConfig, TrainConfig
+from vptnsp.config import LearnerConfig, PretrainConfig, TrainConfig
 from vptnsp.models.backbones import build_backbone
 from vptnsp.models.networks import PromptedViT
 from vptnsp.training.checkpoints import load_checkpoint

@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
 from tenfold.runs import RunFolder
-from vptnsp.config.config import LearnerConfig, TrainConfig
-from vptnsp.config.methods import METHODS, for_method
+from vptnsp.config import METHODS, LearnerConfig, TrainConfig, for_method
 from vptnsp.method.baselines import NearestClassMean, RandomProjectionRidge
 from vptnsp.models.heads import TaskHeads
 from vptnsp.models.networks import PromptedViT, check_images

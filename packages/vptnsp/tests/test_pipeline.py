@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tenfold import UserError
-from vptnsp.config.config import LearnerConfig
+from vptnsp.config import LearnerConfig
 from vptnsp.models.clip.heads import ClassGaussians, ClipHead, refine_projection_head
 from vptnsp.models.networks import PromptedViT
 from vptnsp.training.learner import NSPLearner

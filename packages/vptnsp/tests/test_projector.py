@@ -6,7 +6,7 @@ from torch import nn
 
 from tenfold import UserError
 from vptnsp.method.losses import prompt_distribution_loss
-from vptnsp.method.projected_optimizer import LayerProjection, PromptProjector
+from vptnsp.method.projection import LayerProjection, PromptProjector
 
 
 def run_golden(data, projected: bool, project_gradient: bool = False):

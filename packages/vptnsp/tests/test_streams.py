@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tenfold import UserError
-from vptnsp.config.config import TrainConfig
+from vptnsp.config import TrainConfig
 from vptnsp.data.datasets import keep_most_frequent, read_folder, read_list, stratified_split
 from vptnsp.data.synthetic import draw_classes, render_glyphs, shift_domain
 from vptnsp.data.tasks import open_pictures, open_stream, read_task_file, training_loader

@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from tenfold import UserError
 from weatherkr.data.weather import KINDS, degrade
 from weatherkr.data.weather.config import SETTINGS, HazeSettings, RainSettings, SnowSettings
-from weatherkr.data.weather.depth import box_mean, depth_field, guided_filter, receding_ground
-from weatherkr.data.weather.haze import add_haze, scatter
-from weatherkr.data.weather.rain_snow import add_rain, add_snow
+from weatherkr.data.weather.haze import add_haze, box_mean, depth_field, guided_filter, receding_ground, scatter
+from weatherkr.data.weather.rain_snow import add_rain, add_snow, flake_kernel, line_kernel, scatter_shape
 from weatherkr.data.weather.raindrops import gaussian_blur
-from weatherkr.data.weather.stamping import flake_kernel, line_kernel, scatter_shape
 
 
 def seeded(seed: int = 0) -> torch.Generator:

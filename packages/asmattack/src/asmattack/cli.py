@@ -169,7 +169,7 @@ def eval(  # noqa: A001  # the verb's name
 
     from asmattack.benchmark.comparison import Bench
     from asmattack.benchmark.figures import example_pictures
-    from asmattack.evaluation.perceptual import lpips as measure_lpips
+    from asmattack.evaluation.metrics import lpips as measure_lpips
     from tenfold.perceptual import lpips_network
 
     faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()

@@ -4,9 +4,9 @@ from .config import Method as Method
 from .config import TrainConfig as TrainConfig
 from .evaluation.metrics import IncrementalScores as IncrementalScores
 from .evaluation.metrics import incremental_scores as incremental_scores
+from .method.baselines import ChannelConv2d as ChannelConv2d
 from .method.center_conv import CenterConv2d as CenterConv2d
 from .method.center_conv import center_conv2d as center_conv2d
-from .method.channel_conv import ChannelConv2d as ChannelConv2d
 from .method.gradient_filter import gradient_filtered_conv2d as gradient_filtered_conv2d
 from .method.kernel_intensity import IntensityMap as IntensityMap
 from .method.kernel_intensity import kernel_intensity as kernel_intensity

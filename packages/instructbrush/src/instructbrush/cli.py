@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from instructbrush.training.presets import ApplyOptions, BaseOptions, Fit, LearnConfig, PhraseOptions, TrainConfig
+from instructbrush.config import ApplyOptions, BaseOptions, Fit, LearnConfig, PhraseOptions, TrainConfig
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.errors import UserError
 from tenfold.options import Count, Seed
@@ -110,7 +110,7 @@ def learn(
     from accelerate import PartialState
 
     from instructbrush.data.datasets import named_pairs, readable_pairs
-    from instructbrush.method.phrases import read_bank
+    from instructbrush.method.sensitivity import read_bank
     from instructbrush.models.instruction import Instruction, check_size
     from instructbrush.training.learner import initial_text, learn_instruction
 
@@ -350,7 +350,7 @@ def phrases(
         device: auto, cpu, cuda, ...
     """
     from instructbrush.data.datasets import named_pairs, readable_pairs
-    from instructbrush.method.phrases import extract_phrases, read_bank
+    from instructbrush.method.sensitivity import extract_phrases, read_bank
 
     files = named_pairs(pictures)
     editor = _editor(base, device)
@@ -563,7 +563,7 @@ def run_(
     from instructbrush.data.layouts import TopBench
     from instructbrush.evaluation.metrics import Scorer
     from instructbrush.evaluation.perceptual import DinoFeatures
-    from instructbrush.method.phrases import read_bank
+    from instructbrush.method.sensitivity import read_bank
     from tenfold.perceptual import lpips_network
     from tenfold.runs import RunFolder
 

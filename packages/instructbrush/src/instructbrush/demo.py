@@ -7,12 +7,12 @@ import torch
 
 from instructbrush.benchmark.baselines import learn_method
 from instructbrush.benchmark.comparison import contact_sheet
+from instructbrush.config import learning_preset
 from instructbrush.data.tasks import EFFECTS, LEARNT, TESTED, bank, draw_pairs
 from instructbrush.evaluation.metrics import Scorer
-from instructbrush.method.phrases import read_bank
+from instructbrush.method.sensitivity import read_bank
 from instructbrush.models.backbones import load_editor
 from instructbrush.pipeline.inference import ApplyOptions
-from instructbrush.training.presets import learning_preset
 from tenfold.files import check_writable
 from tenfold.images import write_image
 

@@ -1,11 +1,11 @@
 from .benchmark import associate_by as associate_by
 from .config import EvalConfig as EvalConfig
 from .config import TrainConfig as TrainConfig
+from .evaluation.metrics import PairScores as PairScores
 from .evaluation.metrics import ReIDScores as ReIDScores
 from .evaluation.metrics import VisibleInfraredReID as VisibleInfraredReID
+from .evaluation.metrics import pair_scores as pair_scores
 from .evaluation.metrics import reid_scores as reid_scores
-from .evaluation.pair_metrics import PairScores as PairScores
-from .evaluation.pair_metrics import pair_scores as pair_scores
 from .evaluation.protocols import ProtocolScores as ProtocolScores
 from .evaluation.protocols import evaluate as evaluate
 from .method.clustering import Clustering as Clustering

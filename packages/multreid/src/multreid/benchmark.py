@@ -1,17 +1,17 @@
 """Rival associations behind one call (sections 7, 9 and 10), each giving hard labels in both label spaces."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from multreid.evaluation.pair_metrics import pair_scores
+from multreid.evaluation.metrics import pair_scores
 from multreid.method.clustering import assign_outliers
 from multreid.method.label_transfer import (
     Association,
+    HardLabels,
     affinities,
     cluster_centres,
     homogeneous_step,
@@ -30,23 +30,6 @@ _MATCHINGS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "bccm": bilateral_hungarian,
     "hungarian": hungarian,
 }
-
-
-@dataclass(frozen=True)
-class HardLabels:
-    """Labels of all instances in both label spaces, without the soft ones.
-
-    Attributes:
-        labels_a: instances of a on clusters of a.
-        labels_b: instances of b on clusters of b.
-        cross_a: instances of a on clusters of b.
-        cross_b: instances of b on clusters of a.
-    """
-
-    labels_a: Int[np.ndarray, " n"]
-    labels_b: Int[np.ndarray, " m"]
-    cross_a: Int[np.ndarray, " n"]
-    cross_b: Int[np.ndarray, " m"]
 
 
 def both_spaces_f1(

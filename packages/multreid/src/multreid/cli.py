@@ -11,8 +11,7 @@ from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.options import Count
 
 if TYPE_CHECKING:
-    from multreid.benchmark import HardLabels
-    from multreid.method.label_transfer import Association
+    from multreid.method.label_transfer import Association, HardLabels
 
 PAPER = Paper(
     title="Exploring Homogeneous and Heterogeneous Consistent Label Associations for Unsupervised Visible-Infrared Person ReID",
@@ -151,8 +150,7 @@ def search(
     """
     from multreid.evaluation.image_grid import contact_sheet, ranked_paths
     from multreid.models.features import load_model
-    from multreid.pipeline.gallery import gallery_index, open_gallery, search_exact, search_index
-    from multreid.pipeline.query import query_features
+    from multreid.pipeline.gallery import gallery_index, open_gallery, query_features, search_exact, search_index
     from tenfold.files import check_writable
     from tenfold.folders import FolderReport
     from tenfold.images import list_images

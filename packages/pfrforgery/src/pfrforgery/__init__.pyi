@@ -1,11 +1,11 @@
 from .config import FederationConfig as FederationConfig
+from .config import LossWeights as LossWeights
 from .data.datasets import ImageSet as ImageSet
 from .data.partition import Shares as Shares
 from .data.partition import partition as partition
 from .evaluation.metrics import BinaryMetrics as BinaryMetrics
 from .evaluation.metrics import binary_metrics as binary_metrics
 from .evaluation.metrics import over_clients as over_clients
-from .loss_weights import LossWeights as LossWeights
 from .method.baselines import ALGORITHMS as ALGORITHMS
 from .method.baselines import Algorithm as Algorithm
 from .method.baselines import create_detector as create_detector

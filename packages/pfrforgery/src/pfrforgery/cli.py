@@ -243,7 +243,7 @@ def partition(
         seed: Of the draws.
         allow_single_class: Accept clients without real or without fake images.
     """
-    from pfrforgery.data.hybrid import gather
+    from pfrforgery.data.layouts import gather
     from pfrforgery.data.manifest import read_manifest, write_manifest
     from pfrforgery.data.partition import Partition, Shares, divide
 

@@ -202,7 +202,7 @@ def _entries(pictures: Path, layout: Layout, limit: int, out: Path | None) -> li
 
 def _upscalers(models: tuple[str, ...], revision: str | None, pictures: Path, device: str) -> dict:
     from tadsr.data.datasets import refuse_overlap
-    from tadsr.evaluation.protocols import upscaler
+    from tadsr.pipeline.inference import upscaler
     from tadsr.pipeline.pipeline import SHIPPED, TADSRPipeline
     from tenfold.runs import pick_device
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tadsr.data.transforms import bicubic_down
-from tadsr.evaluation.protocols import Pair, Upscaler, bicubic, comparison_sheet, measure, upscaler
+from tadsr.evaluation.protocols import Pair, Upscaler, bicubic, comparison_sheet, measure
+from tadsr.pipeline.inference import upscaler
 from tadsr.pipeline.pipeline import TADSRPipeline
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.files import check_writable

@@ -1,8 +1,9 @@
-from .config.config import FederationConfig as FederationConfig
-from .config.methods import METHODS as METHODS
+from .config import METHODS as METHODS
+from .config import FederationConfig as FederationConfig
 from .data.partition import Partition as Partition
 from .data.partition import client_data as client_data
 from .data.partition import draw_partition as draw_partition
+from .evaluation.inference import accuracy as accuracy
 from .method.aggregation import weighted_average as weighted_average
 from .method.contrastive import byol_loss as byol_loss
 from .method.contrastive import nt_xent_loss as nt_xent_loss
@@ -10,12 +11,14 @@ from .method.contrastive import simsiam_loss as simsiam_loss
 from .method.losses import (
     Weights as Weights,
 )
+from .method.losses import cosine_gram as cosine_gram
 from .method.losses import (
     gradient_cosine as gradient_cosine,
 )
 from .method.losses import (
     labelled_loss as labelled_loss,
 )
+from .method.losses import neighbourhood_preserving_loss as neighbourhood_preserving_loss
 from .method.losses import (
     partial_data_loss as partial_data_loss,
 )
@@ -25,8 +28,6 @@ from .method.losses import (
 from .method.losses import (
     unlabelled_loss as unlabelled_loss,
 )
-from .method.neighborhood import cosine_gram as cosine_gram
-from .method.neighborhood import neighbourhood_preserving_loss as neighbourhood_preserving_loss
 from .method.pseudo_labels import FreeMatchThreshold as FreeMatchThreshold
 from .method.pseudo_labels import consistency_loss as consistency_loss
 from .method.pseudo_labels import fixmatch_loss as fixmatch_loss
@@ -37,7 +38,6 @@ from .training.client_app import make_client_app as make_client_app
 from .training.local_training import LocalResult as LocalResult
 from .training.local_training import local_round as local_round
 from .training.loop import Outcome as Outcome
-from .training.loop import accuracy as accuracy
 from .training.loop import federate as federate
 from .training.loop import load_model as load_model
 from .training.server_app import make_server_app as make_server_app

@@ -10,8 +10,7 @@ from typing import Any
 from tenfold import UserError
 from tenfold.reading import read_json_object
 from tenfold.runs import RunFolder
-from twinsight.config.config import FederationConfig
-from twinsight.config.methods import METHODS
+from twinsight.config import METHODS, FederationConfig
 from twinsight.pipeline.simulation import simulate
 
 

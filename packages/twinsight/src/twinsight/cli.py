@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.options import Count, Seed
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 
 PAPER = Paper(
     title="Robust Training of Federated Models with Extremely Label Deficiency",
@@ -220,7 +220,7 @@ def predict(model: Path, pictures: Path, *, out: Path | None = None, revision: s
 @verb(app, "twinsight methods")
 def methods() -> None:
     """List the methods that --method takes."""
-    from twinsight.config.methods import METHODS
+    from twinsight.config import METHODS
 
     width = max(map(len, METHODS))
     for name, method in METHODS.items():

@@ -8,7 +8,7 @@ import torch
 
 from tenfold.config import load_preset
 from twinsight.benchmark import compare
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.data.datasets import load, view_maker
 from twinsight.data.partition import partition_of
 from twinsight.evaluation.figures import plot_curves, plot_partition, plot_views

@@ -1,7 +1,7 @@
 """The networks: a classifier, its unsupervised twin, and the two in one body (paper §3; official code: models)."""
 
 import copy
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold import UserError
-from twinsight.method.contrastive import byol_loss, nt_xent_loss, simsiam_loss
 
 Encoder = Literal["resnet18", "small"]
 Objective = Literal["simclr", "simsiam", "byol"]
@@ -122,17 +121,6 @@ class InstanceDiscriminator(nn.Module):
             self.predictor = projector(out, hidden, out)
             self.target = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(self.projector)).requires_grad_(False)
 
-    def loss(self, views: Float[Tensor, "two_b 3 h w"], features: Float[Tensor, "two_b d"]) -> Float[Tensor, ""]:
-        """L_ins of the features of 2B views ordered [first views; second views]; the views feed BYOL's target."""
-        projections = self.projector(features)
-        if self.objective == "simclr":
-            return nt_xent_loss(projections.float(), self.temperature)
-        if self.objective == "simsiam":
-            return simsiam_loss(self.predictor(projections).float(), projections.float())
-        with torch.no_grad():
-            targets = self.target(views)
-        return byol_loss(self.predictor(projections).float(), targets.float())
-
     @torch.no_grad()
     def follow(self) -> None:
         """Move BYOL's target towards the online network; nothing for the other objectives. Call it after each step."""
@@ -140,22 +128,6 @@ class InstanceDiscriminator(nn.Module):
             online = nn.Sequential(self.encoder, self.projector)
             for target, source in zip(self.target.parameters(), online.parameters(), strict=True):
                 target.lerp_(source, 1 - BYOL_MOMENTUM)
-
-
-class StepOutput(NamedTuple):
-    """What one step needs of a model.
-
-    Attributes:
-        logits: of the views that the supervised model saw: the weak ones first.
-        sup_features: pooled features of the same views.
-        unsup_features: pooled features of the 2B views; None without an unsupervised model of its own.
-        instance_loss: L_ins; None without an unsupervised objective.
-    """
-
-    logits: Float[Tensor, "n c"]
-    sup_features: Float[Tensor, "n d"]
-    unsup_features: Float[Tensor, "two_b d"] | None
-    instance_loss: Float[Tensor, ""] | None
 
 
 class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", license="apache-2.0"):
@@ -211,29 +183,6 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         """Logits of normalised pictures, from the supervised model alone."""
         return self.classifier(self.encoder(images))
 
-    def step(
-        self, weak: Float[Tensor, "b 3 h w"], strong: Float[Tensor, "b 3 h w"], *, classify_strong: bool
-    ) -> StepOutput:
-        """Run both models on the two views of each picture.
-
-        Args:
-            weak: weak views, normalised.
-            strong: strong views of the same pictures.
-            classify_strong: let the supervised model see the strong views too. Even where their logits go unused they
-                change its BatchNorm statistics, as in the official code.
-        """
-        views = torch.cat([weak, strong])
-        if self.kind == "shared":
-            features = self.encoder(views)
-            assert self.twin is not None
-            return StepOutput(self.classifier(features), features, None, self.twin.loss(views, features))
-        features = self.encoder(views if classify_strong else weak)
-        logits = self.classifier(features)
-        if self.twin is None:
-            return StepOutput(logits, features, None, None)
-        unsup_features = self.twin.encoder(views)
-        return StepOutput(logits, features, unsup_features, self.twin.loss(views, unsup_features))
-
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         """Probabilities of pictures in [0, 1] of any size: resized, normalised, classified in eval mode."""
@@ -255,7 +204,7 @@ def build_model(config: Any, num_classes: int, **description: Any) -> TwinModel:
         num_classes: C.
         description: `classes`, `mean`, `std`, `image_size` of `TwinModel`.
     """
-    from twinsight.config.methods import METHODS
+    from twinsight.config import METHODS
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

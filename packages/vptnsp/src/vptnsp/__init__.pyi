@@ -1,6 +1,6 @@
-from .config.config import LearnerConfig as LearnerConfig
-from .config.config import TrainConfig as TrainConfig
-from .config.methods import METHODS as METHODS
+from .config import METHODS as METHODS
+from .config import LearnerConfig as LearnerConfig
+from .config import TrainConfig as TrainConfig
 from .data.tasks import class_order as class_order
 from .evaluation.metrics import average_forgetting as average_forgetting
 from .evaluation.metrics import average_incremental_accuracy as average_incremental_accuracy
@@ -14,8 +14,8 @@ from .method.null_space import null_space_basis as null_space_basis
 from .method.null_space import null_space_index as null_space_index
 from .method.null_space import null_space_projection as null_space_projection
 from .method.null_space import nullity as nullity
-from .method.projected_optimizer import LayerProjection as LayerProjection
-from .method.projected_optimizer import PromptProjector as PromptProjector
+from .method.projection import LayerProjection as LayerProjection
+from .method.projection import PromptProjector as PromptProjector
 from .method.projection import layer_projections as layer_projections
 from .method.second_moments import SecondMoments as SecondMoments
 from .method.second_moments import collect_second_moments as collect_second_moments

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.profiler import profile
 
-from vptnsp.config.config import LearnerConfig
+from vptnsp.config import LearnerConfig
 from vptnsp.method.second_moments import collect_second_moments
 from vptnsp.models.attention import PromptedAttention, attention_to_prompts
 from vptnsp.models.networks import PromptedViT, image_size

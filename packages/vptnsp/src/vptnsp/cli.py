@@ -12,7 +12,7 @@ from tenfold import UserError
 from tenfold.cli import Paper, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
 from tenfold.options import Count, Positive, Seed, Size
-from vptnsp.config.config import MethodName, PretrainConfig, TrainConfig
+from vptnsp.config import MethodName, PretrainConfig, TrainConfig
 
 PAPER = Paper(
     title="Visual Prompt Tuning in Null Space for Continual Learning",

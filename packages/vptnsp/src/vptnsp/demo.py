@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from tenfold.images import write_image
-from vptnsp.config.config import TrainConfig
+from vptnsp.config import TrainConfig
 from vptnsp.data.synthetic import draw_classes, render_glyphs, shift_domain
 from vptnsp.evaluation.figures import plot_accuracy_matrix, plot_curves
 from vptnsp.training.run import compare

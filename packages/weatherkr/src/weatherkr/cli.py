@@ -181,7 +181,7 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from weatherkr.benchmark.run import compare_in_folder
+    from weatherkr.benchmark.comparison import compare_in_folder
     from weatherkr.data.tasks import build_tasks
 
     tasks = build_tasks(task, val, seed=recipe.seed) if task else None

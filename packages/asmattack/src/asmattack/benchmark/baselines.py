@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from asmattack.method.projection import quantise
+from asmattack.method.iteration import quantise
 from asmattack.method.region_attack import AdversarialBatch, AttackConfig, check_inputs, untouched, within_budget
 from asmattack.models.detector import Detector
 from tenfold import UserError

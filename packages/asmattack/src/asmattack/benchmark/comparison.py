@@ -1,5 +1,6 @@
 """The robustness table: sources x attacks x policies x budgets x targets, on 8-bit results, with the controls beside them."""
 
+import hashlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -9,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from asmattack.benchmark.baselines import GLOBAL_ATTACKS, GlobalAttack
 from asmattack.data.corruptions import UNTREATED, parse_treatment, treated
 from asmattack.data.layouts import FaceSet
-from asmattack.evaluation.fingerprints import data_hash, weights_hash
 from asmattack.evaluation.metrics import attack_rates, distortion, wilson
 from asmattack.evaluation.report import Report, Row
 from asmattack.method.masks import MaskConfig, MaskMaker, check_empty, choose
@@ -313,3 +313,25 @@ def measure(faces: FaceSet, batch: AdversarialBatch, looks: Looks, activation: t
 def levels(images: Float[Tensor, "n 3 h w"]) -> list[np.ndarray]:
     """8-bit pictures, height x width x 3."""
     return list((images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+LENGTH = 16
+"""Hexadecimal digits that are kept of a SHA-256."""
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Of all parameters and buffers, by name, type, shape and bytes; the same on every device."""
+    return _hash(sorted(module.state_dict().items()))
+
+
+def data_hash(faces: FaceSet) -> str:
+    """Of pixels and labels, in their order."""
+    return _hash([("images", faces.images), ("labels", faces.labels)])
+
+
+def _hash(tensors: list[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:LENGTH]

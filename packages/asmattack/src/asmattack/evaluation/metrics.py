@@ -1,6 +1,7 @@
 """How often an attack succeeds and what it does to the picture."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics import Metric
+
+from tenfold.perceptual import lpips_network
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,20 @@ class AttackSuccessRate(Metric):
     def compute(self) -> Float[Tensor, ""]:
         """Wrong after, of those right before; NaN when none was."""
         return self.fooled / self.right
+
+
+@torch.no_grad()
+def lpips(clean: Float[Tensor, "n 3 h w"], adversarial: Float[Tensor, "n 3 h w"], weights: Path | None = None) -> float:
+    """Mean LPIPS (AlexNet) of pixels in [0, 1].
+
+    Args:
+        clean: faces.
+        adversarial: the same, attacked.
+        weights: AlexNet's, see `tenfold.perceptual.lpips_network`.
+
+    Raises:
+        UserError: no weights.
+    """
+    network = lpips_network(weights)
+    parts = zip(clean.split(64), adversarial.split(64), strict=True)
+    return float(torch.cat([network(one, other, normalize=True).flatten() for one, other in parts]).mean())

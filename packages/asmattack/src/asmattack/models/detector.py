@@ -1,7 +1,8 @@
 """A detector as the attacks see it: pixels in [0, 1] to logits of (real, fake), with its own normalisation inside."""
 
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asmattack.models.label_names import fake_index_of
 from asmattack.models.pretrained import load_weights
 from tenfold import UserError
 from tenfold.hub import model_folder
@@ -331,3 +331,33 @@ def warn_if_wrong(name: str, accuracy: float, fakes_called: float) -> None:
         f"{name}: clean accuracy {accuracy:.2f}{constant}: detector or label mapping looks wrong (labels swapped?){hint}",
         stacklevel=2,
     )
+
+
+FAKE = {"fake", "deepfake", "deepfakes", "forged", "forgery", "manipulated", "spoof", "spoofed", "ai", "synthetic"}
+REAL = {"real", "realism", "bonafide", "live", "genuine", "original", "pristine", "human"}
+
+
+def _kind(name: str) -> int | None:
+    words = set(re.findall(r"[a-z]+", name.lower().replace("bona fide", "bonafide").replace("bona-fide", "bonafide")))
+    fake, real = bool(words & FAKE), bool(words & REAL)
+    return None if fake == real else int(fake)
+
+
+def fake_index_of(id2label: Mapping[int, str]) -> int:
+    """The index of the class whose name says fake; the other one must say real or nothing known.
+
+    Raises:
+        UserError: not two classes, or names that do not decide it.
+    """
+    names = {int(index): str(name) for index, name in id2label.items()}
+    kinds = {index: _kind(name) for index, name in names.items()}
+    listed = ", ".join(f"{index}: {name}" for index, name in sorted(names.items()))
+    if sorted(names) != [0, 1]:
+        raise UserError(f"labels {listed}: a detector has two classes, real and fake")
+    fakes = [index for index, kind in kinds.items() if kind == 1]
+    reals = [index for index, kind in kinds.items() if kind == 0]
+    if len(fakes) == 1:
+        return fakes[0]
+    if len(reals) == 1 and not fakes:
+        return 1 - reals[0]
+    raise UserError(f"labels {listed}: which one means fake is not clear; say so with fake_index (--fake-index)")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.config import CsKOConfig
+from cskopt.method.baselines import ChannelConv2d
 from cskopt.method.center_conv import CenterConv2d
-from cskopt.method.channel_conv import ChannelConv2d
 from cskopt.method.memory_efficient import FrozenConv2d, LeanAvgPool2d, LeanMaxPool2d, LeanReLU, LeanReLU6
 from cskopt.method.partial_conv import PartialConv2d
 from cskopt.models.folding import fold_batch_norm, freeze_batch_norm, set_submodule, thaw_batch_norm

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instructbrush.benchmark.color_matching import apply_affine_colour, fit_affine_colour
 from instructbrush.data.datasets import PairSet
-from instructbrush.method.phrases import PhraseOptions
+from instructbrush.method.sensitivity import PhraseOptions
 from instructbrush.models.backbones import Editor
 from instructbrush.models.instruction import Instruction
 from instructbrush.pipeline.inference import ApplyOptions, edit_batch
@@ -121,3 +121,17 @@ def learn_method(
 def _instructed(editor: Editor, instruction: Instruction, options: ApplyOptions) -> Learnt:
     loss = float(instruction.about.train.get("final_loss", float("nan")))
     return Learnt(lambda images: edit_batch(editor.pipe, instruction, images, options), loss, instruction)
+
+
+def fit_affine_colour(before: Float[Tensor, "k 3 h w"], after: Float[Tensor, "k 3 h w"]) -> Float[Tensor, "4 3"]:
+    """The least-squares affine map from RGB to RGB."""
+    first, second = (each.movedim(1, -1).reshape(-1, 3).double() for each in (before, after))
+    design = torch.cat([first, torch.ones(len(first), 1, dtype=torch.float64)], dim=1)
+    # The driver that also solves flat pictures, whose colours do not span the space.
+    return torch.linalg.lstsq(design, second, driver="gelsd").solution.float()
+
+
+def apply_affine_colour(matrix: Float[Tensor, "4 3"], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Map the colours of pictures in [0, 1], clipped."""
+    mapped = torch.einsum("bchw,cd->bdhw", images, matrix[:3]) + matrix[3][:, None, None]
+    return mapped.clamp(0, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from instructbrush.benchmark.baselines import METHODS, learn_method
 from instructbrush.data.layouts import TopBench
 from instructbrush.evaluation.metrics import Scorer
-from instructbrush.method.phrases import PhraseOptions
+from instructbrush.method.sensitivity import PhraseOptions
 from instructbrush.models.backbones import Editor
 from instructbrush.pipeline.inference import ApplyOptions
 from instructbrush.training.learner import LearnConfig

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from instructbrush.training.presets import Fit
+from instructbrush.config import Fit
 from tenfold.data import pair_files
 from tenfold.errors import UserError
 from tenfold.folders import FolderReport, work_on_files

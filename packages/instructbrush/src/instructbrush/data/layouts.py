@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from instructbrush.config import Fit
 from instructbrush.data.datasets import PairSet, folder_pairs, read_rgb
 from instructbrush.data.tasks import EFFECTS, LEARNT, TESTED, bank, draw_pairs
-from instructbrush.training.presets import Fit
 from tenfold.config import from_dict
 from tenfold.errors import UserError
 from tenfold.files import atomic_folder, write_text

@@ -51,3 +51,24 @@ def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> 
     """One time step in each of `count` equal parts of 0..total-1, in random order."""
     places = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
     return (places * total / count).long().clamp(max=total - 1)
+
+
+def combine_guidance(
+    e_text: Float[Tensor, "*s"],
+    e_image: Float[Tensor, "*s"],
+    e_uncond: Float[Tensor, "*s"],
+    s_text: float,
+    s_image: float,
+) -> Float[Tensor, "*s"]:
+    """e_uncond + s_image (e_image - e_uncond) + s_text (e_text - e_image).
+
+    The coefficients sum to one, so noise, velocity and clean predictions are all combined rightly.
+
+    Args:
+        e_text: prediction with instruction and picture.
+        e_image: prediction with the empty instruction and the picture.
+        e_uncond: prediction with neither.
+        s_text: instruction scale.
+        s_image: picture scale.
+    """
+    return e_uncond + s_text * (e_text - e_image) + s_image * (e_image - e_uncond)

@@ -6,6 +6,7 @@ in every cross-attention layer, and only in the rows that carry the instruction.
 attention processor, and forward hooks on the projections, which also work beside LoRA, attention slicing and IP-Adapters.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,10 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instructbrush.models.partition import partition_index
 from tenfold.errors import UserError
 
 Route = Literal["auto", "processor", "hooks"]
@@ -254,3 +254,27 @@ def _hook(replace: Callable[[str, Tensor], Tensor], layer: str) -> Callable[[nn.
         return replace(layer, output)
 
     return hook
+
+
+def partition_index(
+    t: float | int | Shaped[Tensor, "..."],
+    T: int,
+    J: int,  # the paper's symbols
+) -> int | Shaped[Tensor, "..."]:
+    """p(t) = min(floor(t J / T), J - 1): which part of the time axis a step falls in.
+
+    Args:
+        t: time steps in 0..T-1; some samplers use fractional ones.
+        T: number of training time steps.
+        J: number of parts.
+
+    Raises:
+        UserError: J outside 1..T.
+    """
+    if not 1 <= J <= T:
+        raise UserError(f"partitions {J}: must be 1 to {T}")
+    if not isinstance(t, Tensor):
+        return min(math.floor(t * J / T), J - 1)
+    if t.is_floating_point():
+        return (t.double() * J / T).floor().long().clamp(max=J - 1)
+    return torch.div(t * J, T, rounding_mode="floor").clamp(max=J - 1)

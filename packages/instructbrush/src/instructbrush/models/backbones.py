@@ -17,11 +17,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from instructbrush.components import FILES, network, preparation, scheduler
+from instructbrush.config import BaseOptions
 from instructbrush.models.checkpoints import is_tiny, load_tiny, shipped_model
+from instructbrush.models.components import FILES, network, preparation, scheduler
 from instructbrush.models.features import ClipFeatures
 from instructbrush.models.instruction import Pipeline, check_editor, fingerprint
-from instructbrush.training.presets import BaseOptions
 from tenfold.errors import UserError
 from tenfold.hub import model_folder
 from tenfold.runs import pick_device

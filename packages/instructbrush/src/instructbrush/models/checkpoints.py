@@ -11,8 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from instructbrush.components import network, preparation
 from instructbrush.models.autoencoders import PatchAutoencoder
+from instructbrush.models.components import network, preparation
 from instructbrush.models.networks import assemble, clip_processor
 from tenfold.errors import UserError
 from tenfold.files import atomic_folder

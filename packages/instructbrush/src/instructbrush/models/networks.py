@@ -5,9 +5,9 @@ from typing import Any
 from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from instructbrush.config import HEADS, Sizes
 from instructbrush.data.vocabulary import TEXT_LENGTH
 from instructbrush.models.autoencoders import PatchAutoencoder
-from instructbrush.training.presets import HEADS, Sizes
 
 
 def build_clip(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from instructbrush.config import ApplyOptions, Fit
 from instructbrush.data.datasets import read_rgb, rgb_of, squared
 from instructbrush.models.instruction import Instruction, Pipeline, check_size, encode_text
-from instructbrush.training.presets import ApplyOptions, Fit
 from tenfold.errors import UserError
 from tenfold.files import check_writable
 from tenfold.folders import FolderReport, Job, check_jobs, work_on_files

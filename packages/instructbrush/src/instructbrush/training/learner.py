@@ -18,19 +18,17 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from instructbrush.config import LearnConfig, PhraseOptions
 from instructbrush.data.datasets import PairSet
 from instructbrush.data.randomness import generator
-from instructbrush.method.guidance import combine_guidance
-from instructbrush.method.losses import denoising_loss, diffusion_target, stratified_timesteps
+from instructbrush.method.losses import combine_guidance, denoising_loss, diffusion_target, stratified_timesteps
 from instructbrush.method.parameterization import edit_direction, finite_norms, initial_space, visii_direction_term
-from instructbrush.method.phrases import extract_phrases
-from instructbrush.method.sensitivity import InitResult
+from instructbrush.method.sensitivity import InitResult, extract_phrases
 from instructbrush.models.attention import Attachment, InjectionState
 from instructbrush.models.features import ClipFeatures
 from instructbrush.models.instruction import Instruction, Pipeline, check_editor, check_size, encode_text
 from instructbrush.training.checkpoints import all_finite, load_checkpoint, recent_losses, save_checkpoint, set_rate
 from instructbrush.training.datasets import LatentPairs, encode_pairs
-from instructbrush.training.presets import LearnConfig, PhraseOptions
 from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError
 from tenfold.runs import RunFolder, autocast, refused_without_trace, track

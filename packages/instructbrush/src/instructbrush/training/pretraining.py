@@ -17,17 +17,17 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from instructbrush.components import network
+from instructbrush.config import TrainConfig
 from instructbrush.data.image_banks import PhotoBank, training_photographs
 from instructbrush.data.randomness import seed_of
 from instructbrush.data.samplers import draw_edit
 from instructbrush.data.vocabulary import build_tokenizer
 from instructbrush.models.autoencoders import PatchAutoencoder
 from instructbrush.models.checkpoints import TinyModel, save_tiny
+from instructbrush.models.components import network
 from instructbrush.models.networks import build_clip, build_scheduler, build_unet, text_tower
 from instructbrush.training.checkpoints import all_finite, load_checkpoint, recent_losses, save_checkpoint, set_rate
 from instructbrush.training.contrastive import train_clip
-from instructbrush.training.presets import TrainConfig
 from instructbrush.training.step import EditorStep, draw_examples, editor_batch
 from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError

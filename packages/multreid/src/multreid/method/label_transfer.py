@@ -367,3 +367,20 @@ def _l1(labels: Float[np.ndarray, "n k"], other: Float[np.ndarray, "n k"] | floa
 def mixed_targets(soft: Float[np.ndarray, "n k"], beta: float = 0.7) -> Float[np.ndarray, "n k"]:
     """beta onehot(argmax) + (1 - beta) soft (section 3.4)."""
     return np.float32(beta) * _one_hot(soft.argmax(axis=1), soft.shape[1]) + np.float32(1 - beta) * soft
+
+
+@dataclass(frozen=True)
+class HardLabels:
+    """Labels of all instances in both label spaces, without the soft ones.
+
+    Attributes:
+        labels_a: instances of a on clusters of a.
+        labels_b: instances of b on clusters of b.
+        cross_a: instances of a on clusters of b.
+        cross_b: instances of b on clusters of a.
+    """
+
+    labels_a: Int[np.ndarray, " n"]
+    labels_b: Int[np.ndarray, " m"]
+    cross_a: Int[np.ndarray, " n"]
+    cross_b: Int[np.ndarray, " m"]

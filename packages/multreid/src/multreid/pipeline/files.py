@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Num
 
-from multreid.benchmark import HardLabels
-from multreid.method.label_transfer import Association
+from multreid.method.label_transfer import Association, HardLabels
 from tenfold import UserError
 from tenfold.files import atomic_path, check_writable
 from tenfold.reading import read_array

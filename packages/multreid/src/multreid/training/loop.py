@@ -16,7 +16,7 @@ from multreid.data.datasets import CropSet, duplicated
 from multreid.data.layouts import Crops, folder_crops, llcm_training, regdb_part, sysu_training
 from multreid.data.samplers import Batch, stage_one_batches, stage_two_batches
 from multreid.data.transforms import augment, augment_channels
-from multreid.evaluation.pair_metrics import pair_scores
+from multreid.evaluation.metrics import pair_scores
 from multreid.evaluation.protocols import evaluate, required
 from multreid.method.clustering import Clustering, cluster_features
 from multreid.method.label_transfer import Association, cluster_centres, start_labels, transfer_labels

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfrforgery.loss_weights import LossWeights, Routing
+from pfrforgery.config import LossWeights, Routing
 from pfrforgery.method.feature_statistics import draw_permutation, mix_statistics, swap_content
 from pfrforgery.method.losses import adversarial_entropy
 from pfrforgery.models.networks import normalisation_affine

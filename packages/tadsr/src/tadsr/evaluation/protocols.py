@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -23,7 +21,6 @@ from tadsr.evaluation.metrics import (
     sliced_wasserstein,
     ssim,
 )
-from tadsr.pipeline.pipeline import TADSRPipeline
 from tenfold import UserError
 from tenfold.data import to_tensor
 from tenfold.folders import FolderReport, work_on_files
@@ -87,17 +84,6 @@ def load_pair(entry: Entry, scale: int = 4) -> Pair:
 def bicubic(low: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 _ _"]:
     """The baseline: MATLAB's bicubic enlargement by 4, as published tables have it."""
     return matlab_resize(low, 4.0).clamp(0, 1)
-
-
-def upscaler(pipeline: TADSRPipeline, steps: int | None = None, seed: int = 12345) -> Upscaler:
-    """A pipeline as a function from low-quality to enlarged picture."""
-
-    def enlarge_one(low: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 _ _"]:
-        generator = torch.Generator().manual_seed(seed)
-        images: Any = pipeline(low, num_inference_steps=steps, generator=generator, output_type="pt").images
-        return images
-
-    return enlarge_one
 
 
 SSIM_WINDOW = 11

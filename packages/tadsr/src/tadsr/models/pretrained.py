@@ -12,8 +12,8 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor
 
 from tadsr.config import Family
-from tadsr.loading import filled
 from tadsr.models.autoencoders import FaceVQModel, vq_f4
+from tadsr.models.checkpoints import filled
 from tadsr.models.diffusion import ResShiftScheduler
 from tadsr.models.networks import ResShiftUNet
 from tenfold import UserError

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tadsr.config import Degradation, UpscaleOptions
 from tadsr.data.degradation import degrade
 from tadsr.data.transforms import enlarge
+from tadsr.evaluation.protocols import Upscaler
 from tadsr.pipeline.pipeline import TADSRPipeline
 from tenfold import UserError
 from tenfold.data import to_tensor
@@ -116,3 +119,14 @@ def degrade_files(jobs: Sequence[Job], kind: Degradation, seed: int) -> FolderRe
         write_image(jobs[numbers[path]].target, low[0].movedim(0, -1).numpy())
 
     return work_on_files(track(list(numbers), "degrading"), work, alone=len(jobs) == 1)
+
+
+def upscaler(pipeline: TADSRPipeline, steps: int | None = None, seed: int = 12345) -> Upscaler:
+    """A pipeline as a function from low-quality to enlarged picture."""
+
+    def enlarge_one(low: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 _ _"]:
+        generator = torch.Generator().manual_seed(seed)
+        images: Any = pipeline(low, num_inference_steps=steps, generator=generator, output_type="pt").images
+        return images
+
+    return enlarge_one

@@ -1,5 +1,6 @@
 """What users call: load a model, enlarge any picture."""
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from tadsr.config import ColourFix, Sampler
 from tadsr.data.transforms import enlarge
-from tadsr.loading import FILES, INDEX, read_pipeline
 from tadsr.method.color_matching import fix_colours
+from tadsr.models.checkpoints import FILES, INDEX, read_pipeline, write_index
 from tadsr.models.diffusion import Latent, ResShiftScheduler, ancestral_sample, one_step_sample, teacher_solve
 from tadsr.models.registry import Autoencoder, Network, in_fast_layout, latent_factor
 from tadsr.pipeline.tiling import pad_to_multiple, run_tiled
@@ -96,6 +97,18 @@ class TADSRPipeline(DiffusionPipeline):
             torch_dtype: of the weights.
         """
         return cls.load(pretrained_model_name_or_path, revision).to(torch_dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *values: Any, **options: Any) -> None:
+        """diffusers' own, but the index names this package and no module in it.
+
+        Args:
+            save_directory: the folder.
+            values: of diffusers' method.
+            options: likewise.
+        """
+        super().save_pretrained(save_directory, *values, **options)
+        parts = {"scheduler": self.scheduler, "unet": self.unet, "vae": self.vae}
+        write_index(Path(save_directory), parts, self.config.scale, self.config.steps)
 
     def steps_of(self, wanted: int | None) -> int:
         """How many network calls: the model's own number for None, its whole chain for 0.

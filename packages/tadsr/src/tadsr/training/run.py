@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tadsr.config import DistillConfig, TeacherConfig, TrainConfig
+from tadsr.models.checkpoints import PipelineParts
 from tadsr.models.registry import Autoencoder, Network, create_network, create_scheduler, latent_factor
-from tadsr.pipeline.pipeline import TADSRPipeline
 from tadsr.training.loop import fit
 from tadsr.training.step import Distiller
 from tadsr.training.teacher import TeacherTraining
@@ -36,7 +36,7 @@ def train_teacher(
 
 
 def distill(
-    teacher: TADSRPipeline,
+    teacher: PipelineParts,
     folders: Sequence[Path],
     config: DistillConfig,
     out: Path,

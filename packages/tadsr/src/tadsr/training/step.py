@@ -17,10 +17,10 @@ from tadsr.method.losses import (
     sinsr_losses,
     vsd_gradient,
 )
+from tadsr.models.checkpoints import save_pipeline
 from tadsr.models.diffusion import Latent, ResShiftScheduler, Times, one_step_sample, teacher_solve
 from tadsr.models.discriminator import MultipleDiscriminator, TimeAwareDiscriminator, hinge_d, hinge_g
 from tadsr.models.registry import Autoencoder, Network, in_fast_layout
-from tadsr.pipeline.pipeline import TADSRPipeline
 from tadsr.training.loop import Batch, frozen_copy, update_ema
 from tadsr.training.teacher import encode, teacher_loss
 from tenfold import UserError
@@ -205,5 +205,4 @@ class Distiller:
 
     def export(self, folder: Path) -> None:
         """Write the averaged student as a one-step pipeline."""
-        pipeline = TADSRPipeline(self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=1)
-        pipeline.save_pretrained(folder)
+        save_pipeline(folder, self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=1)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tadsr.config import TeacherConfig
 from tadsr.data.transforms import enlarge
+from tadsr.models.checkpoints import save_pipeline
 from tadsr.models.diffusion import Denoiser, Latent, ResShiftScheduler, Times, predict
 from tadsr.models.registry import Autoencoder, Network, in_fast_layout
-from tadsr.pipeline.pipeline import TADSRPipeline
 from tadsr.training.loop import Batch, frozen_copy, update_ema
 
 
@@ -91,5 +91,4 @@ class TeacherTraining:
 
     def export(self, folder: Path) -> None:
         """Write the averaged network as a pipeline."""
-        pipeline = TADSRPipeline(self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=0)
-        pipeline.save_pretrained(folder)
+        save_pipeline(folder, self.ema, self.vae, self.scheduler, scale=self.config.scale, steps=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.data import class_folder, to_tensor, torchvision_set
 from tenfold.images import list_images
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.data.transforms import StrongView, ViewMaker
 
 

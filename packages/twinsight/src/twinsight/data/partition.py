@@ -10,8 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tenfold import UserError
-from twinsight.config.config import FederationConfig
-from twinsight.config.methods import METHODS
+from twinsight.config import METHODS, FederationConfig
 from twinsight.data.datasets import Pictures, load, view_maker
 from twinsight.data.transforms import ViewMaker
 

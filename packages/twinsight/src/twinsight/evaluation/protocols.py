@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenfold import UserError
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.data.datasets import Pictures, labelled_folder, load
+from twinsight.evaluation.inference import predict_labels
 from twinsight.models import TwinModel
-from twinsight.training.loop import predict_labels
 
 NAMED_SETS = ("digits", "cifar10", "cifar100", "svhn", "fashionmnist")
 

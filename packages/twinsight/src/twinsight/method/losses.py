@@ -1,17 +1,37 @@
 """The loss of one step: on a labelled client, on an unlabelled one, and where a client has both (paper §3)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from twinsight.config.methods import Consistency
-from twinsight.method.neighborhood import Normalisation, neighbourhood_preserving_loss
+from twinsight.config import Consistency
+from twinsight.method.contrastive import byol_loss, nt_xent_loss, simsiam_loss
 from twinsight.method.pseudo_labels import FreeMatchThreshold, consistency_loss, fixmatch_loss, freematch_loss
-from twinsight.models import StepOutput, TwinModel
+from twinsight.models import InstanceDiscriminator, TwinModel
+
+
+class StepOutput(NamedTuple):
+    """What one step needs of a model.
+
+    Attributes:
+        logits: of the views that the supervised model saw: the weak ones first.
+        sup_features: pooled features of the same views.
+        unsup_features: pooled features of the 2B views; None without an unsupervised model of its own.
+        instance_loss: L_ins; None without an unsupervised objective.
+    """
+
+    logits: Float[Tensor, "n c"]
+    sup_features: Float[Tensor, "n d"]
+    unsup_features: Float[Tensor, "two_b d"] | None
+    instance_loss: Float[Tensor, ""] | None
+
+
+Normalisation = Literal["mean", "official"]
+
 
 Images = Float[Tensor, "b 3 h w"]
 
@@ -52,6 +72,45 @@ class StepLoss:
     parts: dict[str, Float[Tensor, ""]]
 
 
+def instance_loss(
+    discriminator: InstanceDiscriminator,
+    views: Float[Tensor, "two_b 3 h w"],
+    features: Float[Tensor, "two_b d"],
+) -> Float[Tensor, ""]:
+    """L_ins of the features of 2B views ordered [first views; second views]; the views feed BYOL's target."""
+    projections = discriminator.projector(features)
+    if discriminator.objective == "simclr":
+        return nt_xent_loss(projections.float(), discriminator.temperature)
+    if discriminator.objective == "simsiam":
+        return simsiam_loss(discriminator.predictor(projections).float(), projections.float())
+    with torch.no_grad():
+        targets = discriminator.target(views)
+    return byol_loss(discriminator.predictor(projections).float(), targets.float())
+
+
+def twin_step(model: TwinModel, weak: Images, strong: Images, *, classify_strong: bool) -> StepOutput:
+    """Run both models on the two views of each picture.
+
+    Args:
+        model: both, or a classifier alone.
+        weak: weak views, normalized.
+        strong: strong views of the same pictures.
+        classify_strong: let the supervised model see the strong views too. Even where their logits go unused they
+            change its BatchNorm statistics, as in the official code.
+    """
+    views = torch.cat([weak, strong])
+    if model.kind == "shared":
+        features = model.encoder(views)
+        assert model.twin is not None
+        return StepOutput(model.classifier(features), features, None, instance_loss(model.twin, views, features))
+    features = model.encoder(views if classify_strong else weak)
+    logits = model.classifier(features)
+    if model.twin is None:
+        return StepOutput(logits, features, None, None)
+    unsup_features = model.twin.encoder(views)
+    return StepOutput(logits, features, unsup_features, instance_loss(model.twin, views, unsup_features))
+
+
 def _twin_terms(output: StepOutput, batch: int, weights: Weights, parts: dict[str, Tensor]) -> Tensor:
     """lambda_ins L_ins + lambda_np L_np, where the model has them."""
     total = output.logits.new_zeros((), dtype=torch.float32)
@@ -83,7 +142,7 @@ def labelled_loss(
 ) -> StepLoss:
     """CE + lambda_ins L_ins + lambda_np L_np: a step of a labelled client (paper §3, partial-client setting)."""
     both = weights.supervised_views == "both" and model.kind != "classifier"
-    output = model.step(weak, strong, classify_strong=both)
+    output = twin_step(model, weak, strong, classify_strong=both)
     parts = {"cross_entropy": F.cross_entropy(output.logits[: len(weak)].float(), labels)}
     return StepLoss(parts["cross_entropy"] + _twin_terms(output, len(weak), weights, parts), parts)
 
@@ -94,7 +153,7 @@ def unlabelled_loss(
     """lambda_ins L_ins + lambda_np L_np [+ lambda_pl L_pl]: a step of an unlabelled client."""
     teaches = weights.on_unlabelled != "off"
     both = teaches or (weights.supervised_views == "both" and model.kind != "classifier")
-    output = model.step(weak, strong, classify_strong=both)
+    output = twin_step(model, weak, strong, classify_strong=both)
     parts: dict[str, Tensor] = {}
     total = _twin_terms(output, len(weak), weights, parts)
     if teaches:
@@ -123,7 +182,7 @@ def partial_data_loss(
         statistics: FreeMatch's.
     """
     known = len(labels)
-    output = model.step(weak, strong, classify_strong=True)
+    output = twin_step(model, weak, strong, classify_strong=True)
     first, second = output.logits.float().chunk(2)
     parts = {"cross_entropy": F.cross_entropy(first[:known], labels)}
     total = parts["cross_entropy"] + _twin_terms(output, len(weak), weights, parts)
@@ -146,3 +205,48 @@ def gradient_cosine(first: Float[Tensor, ""], second: Float[Tensor, ""], paramet
         for loss in (first, second)
     ]
     return F.cosine_similarity(gradients[0], gradients[1], dim=0).item()
+
+
+def cosine_gram(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
+    """Cosine similarity of every pair of rows, in [-1, 1]: the neighbourhood relation N of paper eq. 9."""
+    unit = F.normalize(features, dim=1)
+    return unit @ unit.T
+
+
+def pair_count(batch: int, normalisation: Normalisation) -> int:
+    """What the sum over pairs is divided by.
+
+    Args:
+        batch: B, the number of pictures.
+        normalisation: `mean` divides by B * B. `official` divides by `B XOR 2`, what the published code computes where it
+            writes `bs ^ 2`: at B = 64 that weighs the constraint 62 times more.
+
+    Raises:
+        ValueError: `official` with a batch of two, where the published code divides by zero.
+    """
+    if normalisation == "mean":
+        return batch * batch
+    if batch == 2:
+        raise ValueError("the official normalisation divides by 2 XOR 2 = 0 for a batch of two pictures")
+    return batch ^ 2
+
+
+def neighbourhood_preserving_loss(
+    unsup_features: Float[Tensor, "b d1"],
+    sup_features: Float[Tensor, "b d2"],
+    normalisation: Normalisation = "mean",
+) -> Float[Tensor, ""]:
+    """Squared Frobenius distance between the cosine Gram matrices of the twins' features (paper eq. 9).
+
+    The gradient reaches both feature matrices.
+
+    Args:
+        unsup_features: pooled features of the unsupervised twin, of the weak views.
+        sup_features: pooled features of the supervised twin, of the same pictures.
+        normalisation: see `pair_count`.
+
+    Returns:
+        A number in [0, 4] under `mean`; 0 when the features are equal up to a scale per row and a rotation.
+    """
+    difference = cosine_gram(unsup_features) - cosine_gram(sup_features)
+    return difference.square().sum() / pair_count(len(difference), normalisation)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tenfold import UserError
 from tenfold.runs import RunFolder, pick_device
-from twinsight.config.config import FederationConfig
+from twinsight.config import FederationConfig
 from twinsight.data.partition import partition_of
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from tenfold import UserError
 from tenfold.runs import pick_device
-from twinsight.config.config import FederationConfig, from_run_config
+from twinsight.config import FederationConfig, from_run_config
 from twinsight.data.datasets import DESCRIPTIONS, Pictures, labelled_folder, load, unlabelled_folder, view_maker
 from twinsight.data.partition import ClientData, client_data
 from twinsight.models import TwinModel, build_model

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from tenfold.runs import autocast
-from twinsight.config.config import FederationConfig
-from twinsight.config.methods import METHODS
+from twinsight.config import METHODS, FederationConfig
 from twinsight.data.partition import ClientData
 from twinsight.method.losses import (
     StepLoss,

@@ -14,14 +14,13 @@ from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.hub import model_folder
 from tenfold.reading import CONFIG_LIMIT, read_json_object
-from tenfold.runs import RunFolder, autocast, track
-from twinsight.config.config import FederationConfig
-from twinsight.data.datasets import DESCRIPTIONS, Pictures, load
+from tenfold.runs import RunFolder, track
+from twinsight.config import FederationConfig
+from twinsight.data.datasets import DESCRIPTIONS, load
+from twinsight.evaluation.inference import accuracy
 from twinsight.models import TwinModel, build_model
 from twinsight.training.client_app import class_names
 from twinsight.training.strategy import TwinStrategy
-
-TEST_BATCH = 500
 
 
 def described_model(config: FederationConfig) -> TwinModel:
@@ -36,21 +35,6 @@ def described_model(config: FederationConfig) -> TwinModel:
         std=about.std,
         image_size=test.images.shape[-1],
     )
-
-
-@torch.no_grad()
-def predict_labels(model: TwinModel, pictures: Pictures, precision: str = "auto") -> Tensor:
-    """The most likely class of each picture, in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    with autocast(device) if precision == "auto" else torch.autocast(device.type, enabled=False):
-        batches = pictures.images.split(TEST_BATCH)
-        return torch.cat([model(model.normalise(images.to(device) / 255)).argmax(1).cpu() for images in batches])
-
-
-def accuracy(model: TwinModel, pictures: Pictures, precision: str = "auto") -> float:
-    """Top-1 accuracy in per cent."""
-    return 100 * (predict_labels(model, pictures, precision) == pictures.labels).double().mean().item()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from tenfold.runs import RunFolder
-from twinsight.config.config import FederationConfig, from_run_config
+from twinsight.config import FederationConfig, from_run_config
 from twinsight.training.loop import federate
 
 

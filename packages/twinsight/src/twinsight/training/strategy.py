@@ -11,8 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from tenfold import UserError
 from tenfold.federated import Number, Rejection, Reply, ReplySpec, RoundBook, combine, layout_of, raw_reply
-from twinsight.config.config import FederationConfig
-from twinsight.config.methods import METHODS
+from twinsight.config import METHODS, FederationConfig
 
 LOSSES = ("loss-cross_entropy", "loss-instance", "loss-neighbourhood", "loss-pseudo")
 """A client reports those that its pictures and the method have."""

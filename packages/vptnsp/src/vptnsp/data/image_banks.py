@@ -18,7 +18,7 @@ from tenfold import UserError
 from tenfold.data import to_tensor
 from tenfold.images import list_images
 from vptnsp.data.synthetic import GlyphClasses, draw_classes, render_glyphs
-from vptnsp.models.compact import IMAGE_SIZE
+from vptnsp.config import IMAGE_SIZE
 
 PHOTOGRAPH_SIZE = 96
 CHARACTER_SIZE = 48

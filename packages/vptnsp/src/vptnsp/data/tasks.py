@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from tenfold import UserError
-from vptnsp.config.config import TrainConfig
+from vptnsp.config import TrainConfig
 from vptnsp.data.datasets import (
     LabelledPictures,
     TaskPictures,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tenfold import UserError
 from tenfold.checkpoints import WRAPPERS, load_weights, read_state_dict
 from tenfold.hub import model_folder
-from vptnsp.config.config import LearnerConfig
+from vptnsp.config import LearnerConfig
 from vptnsp.models.clip.heads import TEMPLATES, ClipHead
 from vptnsp.models.compact import EMBEDDED_NAME, finite, load_backbone
 from vptnsp.models.networks import PromptedViT, timm_model

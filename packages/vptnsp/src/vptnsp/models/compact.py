@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tenfold import UserError
 from tenfold.checkpoints import load_weights, read_tensors, write_tensors
+from vptnsp.config import IMAGE_SIZE
 
 EMBEDDED_NAME = "vptnsp_tiny_patch8_32"
 """What the backbone is called in configurations."""
 
-IMAGE_SIZE = 32
 MEAN = STD = (0.5, 0.5, 0.5)
 
 

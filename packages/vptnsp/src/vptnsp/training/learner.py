@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
 from tenfold.runs import autocast
-from vptnsp.config.config import LearnerConfig
+from vptnsp.config import LearnerConfig
 from vptnsp.evaluation.protocols import StreamRecord, count_correct
 from vptnsp.method.losses import prompt_distribution_loss
-from vptnsp.method.projected_optimizer import LayerProjection, PromptProjector
-from vptnsp.method.projection import Nullity, layer_projections
+from vptnsp.method.projection import LayerProjection, Nullity, PromptProjector, layer_projections
 from vptnsp.method.second_moments import SecondMoments, collect_second_moments
 from vptnsp.models.backbones import build_backbone, clip_head
 from vptnsp.models.clip.heads import ClassGaussians, ClipHead, refine_projection_head

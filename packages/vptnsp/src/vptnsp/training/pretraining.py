@@ -16,7 +16,7 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.checkpoints import load_weights, read_tensors, write_tensors
 from tenfold.runs import RunFolder, autocast, pick_device, seed_everything, track
-from vptnsp.config.config import PretrainConfig
+from vptnsp.config import PretrainConfig
 from vptnsp.data.image_banks import CharacterBank, ClassBank, GlyphBank, PhotographBank
 from vptnsp.models.compact import EMBEDDED_NAME, MEAN, STD, embedded_architecture, save_backbone
 

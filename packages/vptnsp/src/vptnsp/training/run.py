@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 
 from tenfold import UserError
 from tenfold.runs import RunFolder, pick_device, track
-from vptnsp.config.config import TrainConfig
-from vptnsp.config.methods import CLOSED_FORM, METHODS, for_method
+from vptnsp.config import CLOSED_FORM, METHODS, TrainConfig, for_method
 from vptnsp.data.datasets import natural, read_lines
 from vptnsp.data.tasks import Stream, open_stream, plain_loader, training_loader
 from vptnsp.evaluation.figures import plot_accuracy_matrix

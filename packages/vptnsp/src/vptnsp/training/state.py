@@ -16,7 +16,7 @@ from tenfold.checkpoints import load_weights, read_tensors, write_tensors
 from tenfold.config import from_dict
 from tenfold.files import write_text
 from tenfold.reading import read_json_object
-from vptnsp.config.config import from_plain, to_plain
+from vptnsp.config import from_plain, to_plain
 from vptnsp.method.second_moments import SecondMoments
 from vptnsp.models.backbones import fingerprint
 from vptnsp.models.clip.heads import ClassGaussians, ClipHead

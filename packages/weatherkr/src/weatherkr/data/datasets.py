@@ -14,7 +14,7 @@ from tenfold.errors import UserError
 from weatherkr.data.randomness import generator
 from weatherkr.data.weather import degrade
 from weatherkr.data.weather.config import Setting
-from weatherkr.method.memory import to_bytes
+from weatherkr.data.transforms import to_bytes
 
 SMALLEST = 16
 """Pictures with a shorter side cannot be learnt from: the contrast loss's network halves them four times."""

@@ -17,6 +17,7 @@ from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
 from tenfold.config import from_dict
 from tenfold.errors import UserError
 from tenfold.options import Count
+from weatherkr.data.transforms import to_bytes
 from weatherkr.models.networks import normalize
 
 Policy = Literal["official", "exact"]
@@ -60,11 +61,6 @@ class Stored:
         """The first patches: they were drawn at random, so this is a random choice."""
         targets = None if self.targets is None else self.targets[:count]
         return Stored(self.indices[:count], self.inputs[:count], targets)
-
-
-def to_bytes(image: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
-    """Round an image in [0, 1] to 8 bits."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

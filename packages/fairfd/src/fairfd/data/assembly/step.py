@@ -21,11 +21,11 @@ from fairfd.data.faces.crops import (
     face_square,
     find_faces,
     into_square,
+    place_shape,
     pose_of,
     write_landmarks,
 )
 from fairfd.data.faces.landmarks import complete_five, read_landmarks, template_in_crop
-from fairfd.data.faces.mean_face import place_shape
 from fairfd.data.forgers.external import FinishedFolder
 from fairfd.data.forgers.registry import Forger, ForgeResult, SkippedFaceError
 from fairfd.data.manifest.manifest import file_sha256

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fairfd.data.manifest import validation as verification
 from fairfd.data.manifest.samples import COLUMNS, REAL, Sample, few, meta_of, read_rows
-from fairfd.data.manifest.shortcuts import shortcut_warnings
+from fairfd.data.manifest.validation import shortcut_warnings
 from tenfold.errors import UserError
 from tenfold.files import atomic_path
 

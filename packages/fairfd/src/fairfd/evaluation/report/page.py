@@ -20,8 +20,21 @@ from fairfd.evaluation.report.figures import (
     subjects_plot,
     utility_fairness_scatter,
 )
-from fairfd.evaluation.report.numbers import counted, decimal, in_points, interval, level_of, p_value, percent
-from fairfd.evaluation.report.verdict import HEADLINE, SIGNIFICANT, headline, main_convention, tested_images, verdict
+from fairfd.evaluation.report.verdict import (
+    HEADLINE,
+    SIGNIFICANT,
+    counted,
+    decimal,
+    headline,
+    in_points,
+    interval,
+    level_of,
+    main_convention,
+    p_value,
+    percent,
+    tested_images,
+    verdict,
+)
 from fairfd.evaluation.report.views import (
     CellRow,
     Comparison,

@@ -8,7 +8,6 @@ from operator import itemgetter
 
 from fairfd.evaluation.audit.record import ApproachResult, Audit, ConventionResult, Estimate, Interval
 from fairfd.evaluation.report.figures import best
-from fairfd.evaluation.report.numbers import counted, decimal, level_of, p_value, percent, points
 from fairfd.evaluation.report.views import Pair, Verdict
 
 HEADLINE = "AADPD"
@@ -141,3 +140,48 @@ def _range_of(estimate: Interval, audit: Audit) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f" ({level_of(audit)} interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def points(value: float | None) -> str:
+    """A gap in percentage points."""
+    return "unknown" if value is None else f"{100 * value:.1f}{NO_BREAK}points"
+
+
+def in_points(value: float | None) -> str:
+    """A gap in percentage points, for a column that says so."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.1f}{NO_BREAK}%"
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A metric as a decimal."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval(gap: Interval, scale: float = 1.0, digits: int = 3) -> str:
+    """The two ends of an interval, both times `scale`."""
+    if gap.low is None or gap.high is None:
+        return "–"
+    return f"{decimal(scale * gap.low, digits)} to {decimal(scale * gap.high, digits)}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, with one digit below a thousandth."""
+    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
+
+
+def level_of(audit: Audit) -> str:
+    """Nominal coverage of the audit's intervals."""
+    return f"{100 * audit.settings.level:g}{NO_BREAK}%"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where needed."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

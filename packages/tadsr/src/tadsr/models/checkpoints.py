@@ -1,15 +1,17 @@
-"""Reading a saved pipeline that a stranger made: classes from a fixed list, arguments by type, weights by name and shape.
+"""Pipelines on disk. A stranger's is read with classes from a fixed list, arguments by type, weights by name and shape.
 
 diffusers' own loader imports whatever module `model_index.json` names and fills up missing weights at random; this one does neither.
 """
 
 import inspect
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import diffusers
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from tadsr.models.networks import ResShiftUNet
 from tadsr.models.registry import Autoencoder, Network, latent_factor
 from tenfold import UserError
 from tenfold.checkpoints import load_weights, read_tensors
+from tenfold.files import write_text
 from tenfold.reading import CONFIG_LIMIT, read_json_object
 
 INDEX = "model_index.json"
@@ -40,6 +43,42 @@ SCHEDULERS: dict[str, Any] = {ResShiftScheduler.__name__: ResShiftScheduler}
 Module = TypeVar("Module", bound=nn.Module)
 LARGEST = 2**16
 """No size, scale or count in a configuration is above this."""
+
+
+@runtime_checkable
+class PipelineParts(Protocol):
+    """What training takes from a pipeline: its parts, and its configuration with the scale."""
+
+    unet: Network
+    vae: Autoencoder
+    scheduler: ResShiftScheduler
+    config: Any
+
+
+def save_pipeline(
+    folder: Path, unet: Network, vae: Autoencoder, scheduler: ResShiftScheduler, scale: int, steps: int
+) -> None:
+    """Write the parts of a pipeline as `TADSRPipeline.load` and diffusers read them.
+
+    Args:
+        folder: made where it is not there.
+        unet: the network.
+        vae: the autoencoder.
+        scheduler: the chain.
+        scale: how many times larger results are.
+        steps: network calls by default; 0 is the whole chain.
+    """
+    parts = {"scheduler": scheduler, "unet": unet, "vae": vae}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    write_index(folder, parts, scale, steps)
+
+
+def write_index(folder: Path, parts: Mapping[str, Any], scale: int, steps: int) -> None:
+    """Name the parts by class and package: a module within the package may move, a saved model must not notice."""
+    places = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
+    index = {"_class_name": "TADSRPipeline", "_diffusers_version": diffusers.__version__, **places}
+    write_text(folder / INDEX, json.dumps(index | {"scale": scale, "steps": steps}, indent=2) + "\n")
 
 
 def read_pipeline(folder: Path) -> dict[str, Any]:
