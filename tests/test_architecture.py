@@ -29,6 +29,13 @@ CARRIERS = {"scikit-image", "scikit-learn"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "constants"}
 
 
+ROOMS = ("config", "data", "models", "method", "evaluation", "training", "pipeline", "benchmark", "demo", "cli")
+"""What a package consists of; a room imports only from rooms before it. CONTRIBUTING.md says what each holds."""
+
+MODULE_NAMES = 150
+"""How many different names the modules of the ten packages may have: the same role has the same name in all."""
+
+
 @functools.cache
 def imports_of(path: Path) -> set[str]:
     """The top-level modules that a file imports anywhere, standard library apart."""
@@ -39,6 +46,26 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.split(".")[0])
     return found - sys.stdlib_module_names
+
+
+def module_of(path: Path, member: Any) -> str:
+    parts = path.relative_to(member.source.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@functools.cache
+def own_imports(path: Path, member: Any) -> frozenset[str]:
+    """The modules of its own package that a file imports anywhere, also inside functions and for types only."""
+    known = {module_of(each, member) for each in member.files}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: a relative import hides where it points"
+            wholes = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (wholes & known) or {node.module}
+    return frozenset((found & known) - {module_of(path, member)})
 
 
 @functools.cache
@@ -61,6 +88,40 @@ def test_no_package_imports_another_and_nothing_imports_the_benchmarks(package: 
     others = {path.name for path in (root / "packages").iterdir()} - {package.name} | {"reproduce"}
     for path in package.files:
         assert not imports_of(path) & others, path
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_stands_in_a_room_and_imports_from_the_rooms_before_it(package: Any) -> None:
+    outside, upward = [], []
+    for path in package.files:
+        module = module_of(path, package)
+        if module in (package.name, f"{package.name}.__main__"):
+            continue
+        if room_of(module) not in ROOMS:
+            outside.append(module)
+            continue
+        place = ROOMS.index(room_of(module))
+        targets = own_imports(path, package) - {package.name}
+        upward += [f"{module} -> {target}" for target in targets if ROOMS.index(room_of(target)) > place]
+    assert not outside
+    assert not upward
+
+
+def test_no_module_imports_itself_through_others(package: Any) -> None:
+    arrows = {module_of(path, package): set(own_imports(path, package)) for path in package.files}
+    # Whatever imports nothing more is in no circle, and neither is what imports only such modules.
+    while leaves := [module for module, targets in arrows.items() if not targets & arrows.keys()]:
+        for module in leaves:
+            del arrows[module]
+    assert not arrows
+
+
+def test_the_same_role_has_the_same_name_in_all_packages(root: Path) -> None:
+    files = [path for path in root.glob("packages/*/src/**/*.py") if path.name != "__init__.py"]
+    assert len({path.stem for path in files}) <= MODULE_NAMES
 
 
 def test_the_shared_package_imports_no_paper(root: Path) -> None:

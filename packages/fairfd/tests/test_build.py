@@ -24,6 +24,7 @@ from fairfd.data.assembly.resume_log import Journal
 from fairfd.data.assembly.run import build
 from fairfd.data.assembly.worker_pool import end_with_parent, undisturbed, work_off
 from fairfd.data.forgers import ForgeResult, SkippedFaceError, create_forger
+from fairfd.data.layouts import scan
 from fairfd.data.manifest.manifest import REAL, Manifest, Sample, file_sha256
 from fairfd.data.synthetic.datasets import write_drawn_faces
 from tenfold.data import embedded_pictures
@@ -42,7 +43,7 @@ def pristine(tmp_path_factory) -> Manifest:
     """Four groups, four persons each, two images each, landmarks beside them."""
     folder = tmp_path_factory.mktemp("drawn")
     write_drawn_faces(folder, persons=4, images=2, size=56, seed=2)
-    return Manifest.scan(folder)
+    return scan(folder)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +265,7 @@ def test_unreadable_images_are_collected_and_only_left_out_when_asked(tmp_path):
     write_drawn_faces(folder, persons=3, images=2, size=SIZE)
     broken = sorted(folder.rglob("*.png"))[0]
     broken.write_bytes(b"not an image")
-    manifest = Manifest.scan(folder)
+    manifest = scan(folder)
     with pytest.raises(UserError, match="1 unreadable images") as error:
         build(manifest, tmp_path / "out", ("self_blend",), workers=1, size=SIZE)
     assert broken.name in str(error.value)
@@ -275,7 +276,7 @@ def test_unreadable_images_are_collected_and_only_left_out_when_asked(tmp_path):
 
 def test_a_build_that_never_had_an_image_leaves_no_folder(tmp_path):
     write_drawn_faces(tmp_path / "in", persons=2, images=1, size=SIZE)
-    manifest = Manifest.scan(tmp_path / "in")
+    manifest = scan(tmp_path / "in")
     for path in (tmp_path / "in").rglob("*.png"):
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match="unreadable images"):
@@ -304,7 +305,7 @@ def test_photographs_are_cropped_and_refused_otherwise(tmp_path):
     for name in ("A1", "A2"):
         write_image(tmp_path / f"photos/{name}.png", face if name == "A1" else face[:, ::-1].copy())
     with pytest.warns(UserWarning, match="one group"), pytest.warns(UserWarning, match="own person"):
-        manifest = Manifest.scan(tmp_path / "photos", "plain", group="all")
+        manifest = scan(tmp_path / "photos", "plain", group="all")
     built = build(manifest, tmp_path / "out", ("landmark_swap",), workers=1, size=96, crop=True)
     assert len(built) == 4
     assert {json.loads(s.meta)["landmarks"] for s in built} == {"face finder"}

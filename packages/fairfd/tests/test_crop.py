@@ -31,6 +31,7 @@ from fairfd.data.faces.landmarks import (
     read_landmarks,
     template_in_crop,
 )
+from fairfd.data.layouts import scan
 from fairfd.data.manifest.manifest import Manifest
 from tenfold.data import embedded_pictures
 from tenfold.errors import UserError
@@ -209,7 +210,7 @@ def test_a_landmark_pass_fills_what_is_missing_and_goes_on_where_it_stopped(tmp_
     for name in ("a", "b", "c"):
         write_image(tmp_path / f"faces/A/p/{name}.png", np.full((8, 8, 3), 0.1 * ord(name) % 1, np.float32))
     np.save(tmp_path / "faces/A/p/a.npy", np.ones((6, 2)))
-    manifest = Manifest.scan(tmp_path / "faces")
+    manifest = scan(tmp_path / "faces")
     calls = []
 
     def detect(image: np.ndarray) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairfd.data.faces.landmarks import read_landmarks
-from fairfd.data.manifest.manifest import Manifest
+from fairfd.data.layouts import scan
 from fairfd.data.synthetic import datasets as faces
 from fairfd.data.synthetic import forgeries as forge
 from fairfd.data.synthetic.datasets import (
@@ -176,7 +176,7 @@ def test_the_same_seed_draws_the_same_set_and_another_seed_another(monkeypatch):
 def test_drawn_faces_are_written_as_a_folder_set_with_landmarks(tmp_path):
     written = write_drawn_faces(tmp_path, persons=2, images=2, size=40, seed=1)
     assert len(written) == 16
-    manifest = Manifest.scan(tmp_path)
+    manifest = scan(tmp_path)
     assert manifest.groups() == GROUPS
     assert len({s.identity for s in manifest}) == 8
     assert all(s.landmarks for s in manifest)

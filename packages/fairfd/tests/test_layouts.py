@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairfd.data.layouts import LAYOUTS
+from fairfd.data.layouts import LAYOUTS, scan
 from fairfd.data.manifest.manifest import Manifest
 from tenfold.errors import UserError
 
@@ -32,7 +32,7 @@ def rows(manifest: Manifest) -> set[tuple[str, str, str, str, int]]:
 def test_fairfd_layout_with_and_without_identity_folders(tmp_path, top):
     root = tmp_path / "fairfd"
     touch(root / top, "data/African/m.01_0001.jpg", "data/Asian/m.02/m.02_0003.jpg", "SimSwap/African/m.01_0001.jpg")
-    manifest = Manifest.scan(root, "fairfd")
+    manifest = scan(root, "fairfd")
     prefix = "" if top == "." else f"{top}/"
     assert rows(manifest) == {
         (f"{prefix}data/African/m.01_0001.jpg", "m.01", "African", "real", 0),
@@ -46,7 +46,7 @@ def test_fairfd_layout_with_and_without_identity_folders(tmp_path, top):
 def test_fairfd_layout_needs_the_real_images(tmp_path):
     touch(tmp_path, "SimSwap/African/a_0001.jpg")
     with pytest.raises(UserError, match="no folder `data`"):
-        Manifest.scan(tmp_path, "fairfd")
+        scan(tmp_path, "fairfd")
 
 
 def test_rfw_layout_reads_five_points_and_drops_persons_of_two_groups(tmp_path):
@@ -61,7 +61,7 @@ def test_rfw_layout_reads_five_points_and_drops_persons_of_two_groups(tmp_path):
     landmarks.parent.mkdir(parents=True)
     landmarks.write_text("/test/data/African/m.01/m.01_0001.jpg\t0\t1\t2\t3\t4\t5\t6\t7\t8\t9\t10\n")
     with pytest.warns(UserWarning, match=r"identities in two groups are left out: m\.03"):
-        manifest = Manifest.scan(tmp_path, "rfw")
+        manifest = scan(tmp_path, "rfw")
     assert {(s.identity, s.group) for s in manifest} == {("m.01", "African"), ("m.02", "Indian")}
     metas = {s.identity: s.meta for s in manifest}
     assert json.loads(metas["m.01"]) == {"five_points": [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
@@ -74,13 +74,13 @@ def test_a_bad_rfw_landmark_line_is_an_error(tmp_path):
     file.parent.mkdir(parents=True)
     file.write_text("a.jpg 0 " + "x " * 10)
     with pytest.raises(UserError, match=r"African_lmk\.txt: landmark lines must read"):
-        Manifest.scan(tmp_path, "rfw")
+        scan(tmp_path, "rfw")
 
 
 def test_folders_layout_takes_landmarks_beside_images_and_keeps_equal_names_apart(tmp_path):
     touch(tmp_path, "A/p1/x_0001.png", "B/p1/y.png", "B/lonely_0002.png")
     np.save(tmp_path / "A/p1/x_0001.npy", np.zeros((5, 2)))
-    manifest = Manifest.scan(tmp_path)
+    manifest = scan(tmp_path)
     assert rows(manifest) == {
         ("A/p1/x_0001.png", "A/p1", "A", "real", 0),
         ("B/p1/y.png", "B/p1", "B", "real", 0),
@@ -93,7 +93,7 @@ def test_an_unlabelled_folder_says_how_to_give_labels(tmp_path):
     touch(tmp_path, "a.png")
     for layout in ("folders", "plain"):
         with pytest.raises(UserError, match="never guessed: give a table with columns image,group"):
-            Manifest.scan(tmp_path, layout)
+            scan(tmp_path, layout)
 
 
 def test_plain_folder_with_a_table_matches_by_path_name_or_stem(tmp_path):
@@ -106,7 +106,7 @@ def test_plain_folder_with_a_table_matches_by_path_name_or_stem(tmp_path):
         "three,A,p1,train",
     )
     with pytest.warns(UserWarning, match="1 images have no row"):
-        manifest = Manifest.scan(tmp_path / "photos", "plain", demographics=people)
+        manifest = scan(tmp_path / "photos", "plain", demographics=people)
     assert {(s.image, s.identity, s.group, s.split) for s in manifest} == {
         ("a/one.jpg", "p1", "A", "train"),
         ("two.jpg", "p2", "B", "test"),
@@ -118,14 +118,14 @@ def test_plain_folder_without_identities_takes_every_image_as_a_person(tmp_path)
     touch(tmp_path / "photos", "one.jpg", "two.jpg")
     people = table(tmp_path / "people.csv", "Image,Skin Tone", "one.jpg,1", "two.jpg,2")
     with pytest.warns(UserWarning, match="own person"):
-        manifest = Manifest.scan(tmp_path / "photos", "plain", demographics=people, group_column="Skin Tone")
+        manifest = scan(tmp_path / "photos", "plain", demographics=people, group_column="Skin Tone")
     assert {(s.identity, s.group) for s in manifest} == {("one", "1"), ("two", "2")}
 
 
 def test_one_group_for_a_whole_folder_is_a_warned_option(tmp_path):
     touch(tmp_path, "one.jpg", "two.jpg")
     with pytest.warns(UserWarning, match="own person"), pytest.warns(UserWarning, match="one group 'all'"):
-        manifest = Manifest.scan(tmp_path, "plain", group="all")
+        manifest = scan(tmp_path, "plain", group="all")
     assert manifest.groups() == ("all",)
 
 
@@ -142,7 +142,7 @@ def test_one_group_for_a_whole_folder_is_a_warned_option(tmp_path):
 def test_bad_tables_are_one_line_errors(tmp_path, lines, message):
     touch(tmp_path / "photos", "a/x.jpg", "b/x.jpg")
     with pytest.raises(UserError, match=message) as error:
-        Manifest.scan(tmp_path / "photos", "plain", demographics=table(tmp_path / "people.csv", *lines))
+        scan(tmp_path / "photos", "plain", demographics=table(tmp_path / "people.csv", *lines))
     assert "people.csv" in str(error.value)
 
 
@@ -168,7 +168,7 @@ def test_deepfakebench_json_with_compressions_windows_paths_landmarks_and_donors
     path.write_text(json.dumps(index))
     touch(tmp_path / "rgb", "FF/real/c23/landmarks/000/1.npy", "FF/DF/c23/masks/000_003/1.png")
     people = table(tmp_path / "people.csv", "identity,group", "000,A", "id1,B")
-    manifest = Manifest.scan(path, "deepfakebench", demographics=people, images=tmp_path / "rgb")
+    manifest = scan(path, "deepfakebench", demographics=people, images=tmp_path / "rgb")
     found = {s.image: s for s in manifest}
     assert set(found) == {
         "FF/real/c23/frames/000/1.png",
@@ -197,9 +197,9 @@ def test_deepfakebench_without_labels_or_with_strangers(tmp_path):
     path = tmp_path / "index.json"
     path.write_text(json.dumps({"X": {"real": {"test": {"v1": {"label": "real", "frames": ["v1/0.png"]}}}}}))
     with pytest.raises(UserError, match="columns identity"):
-        Manifest.scan(path, "deepfakebench")
+        scan(path, "deepfakebench")
     with pytest.warns(UserWarning, match="no group for 1 persons"), pytest.raises(UserError, match="no labelled frame"):
-        Manifest.scan(path, "deepfakebench", demographics=table(tmp_path / "p.csv", "identity,group", "v2,A"))
+        scan(path, "deepfakebench", demographics=table(tmp_path / "p.csv", "identity,group", "v2,A"))
 
 
 def test_aiface_table(tmp_path):
@@ -210,34 +210,34 @@ def test_aiface_table(tmp_path):
         "/StyleGAN2/2.png,0,2,Dark,1,1",
     )
     with pytest.warns(UserWarning, match="names no identities"):
-        manifest = Manifest.scan(file, "aiface")
+        manifest = scan(file, "aiface")
     assert rows(manifest) == {
         ("ffhq/1.png", "", "Light", "real", 0),
         ("StyleGAN2/2.png", "", "Dark", "StyleGAN2", 1),
     }
     assert manifest.group_by("gender").groups() == ("0", "1")
     with pytest.warns(UserWarning, match="names no identities"):
-        assert Manifest.scan(file, "aiface", group_column="Intersection").groups() == ("1", "3")
+        assert scan(file, "aiface", group_column="Intersection").groups() == ("1", "3")
     with pytest.raises(UserError, match="Target of row 1 is 'yes'"):
-        Manifest.scan(table(tmp_path / "bad.csv", "Image Path,Skin Tone,Target", "a.png,L,yes"), "aiface")
+        scan(table(tmp_path / "bad.csv", "Image Path,Skin Tone,Target", "a.png,L,yes"), "aiface")
 
 
 def test_unknown_layouts_options_and_places_are_errors(tmp_path):
     with pytest.raises(UserError, match="is not one of fairfd, rfw"):
-        Manifest.scan(tmp_path, "imagenet")
+        scan(tmp_path, "imagenet")
     with pytest.raises(UserError, match="layout 'folders' has no option group; it takes no options"):
-        Manifest.scan(tmp_path, "folders", group="all")
+        scan(tmp_path, "folders", group="all")
     with pytest.raises(UserError, match="no such file or folder"):
-        Manifest.scan(tmp_path / "absent")
+        scan(tmp_path / "absent")
     for layout in ("deepfakebench", "aiface"):
         with pytest.raises(UserError, match="name the"):
-            Manifest.scan(tmp_path, layout)
+            scan(tmp_path, layout)
     assert set(LAYOUTS) == {"fairfd", "rfw", "folders", "plain", "deepfakebench", "aiface"}
 
 
 def test_a_scanned_manifest_can_be_written_and_read_elsewhere(tmp_path):
     touch(tmp_path / "faces", "A/p1/x.png", "B/p2/y.png")
-    manifest = Manifest.scan(tmp_path / "faces")
+    manifest = scan(tmp_path / "faces")
     manifest.write(tmp_path / "lists/m.csv")
     read = Manifest.read(tmp_path / "lists/m.csv")
     assert [read.path(s).resolve() for s in read] == [manifest.path(s) for s in manifest]

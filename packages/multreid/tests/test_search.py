@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from multreid.data.synthetic import write_people
-from multreid.evaluation.figures import plot_labels, plot_scores
-from multreid.evaluation.image_grid import contact_sheet, ranked_paths
+from multreid.evaluation.figures import contact_sheet, plot_labels, plot_scores, ranked_paths
 from multreid.method.nearest_neighbors import nearest, squared_distances
 from multreid.models.networks import TwoStreamResNet
 from multreid.pipeline.gallery import (

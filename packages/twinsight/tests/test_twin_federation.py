@@ -22,14 +22,13 @@ from twinsight.config import FederationConfig, from_run_config
 from twinsight.data.datasets import Pictures, load
 from twinsight.data.partition import client_data, draw_partition, partition_of
 from twinsight.evaluation.inference import accuracy
-from twinsight.method.aggregation import weighted_average
 from twinsight.models import TwinModel, build_model
 from twinsight.pipeline.simulation import simulate
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
 from twinsight.training.local_training import local_round
 from twinsight.training.loop import load_model, rounds_to
-from twinsight.training.strategy import TwinStrategy
+from twinsight.training.strategy import TwinStrategy, weighted_average
 
 TINY = load_preset("twinsight", "tiny", FederationConfig, "simulate", rounds=3, clients_per_round=3)
 

@@ -12,7 +12,6 @@ from twinsight.config import FederationConfig
 from twinsight.data.datasets import Pictures
 from twinsight.data.partition import ClientData, split_labels
 from twinsight.data.transforms import ViewMaker, geometric, rand_augment, random_flip, random_shift
-from twinsight.method.aggregation import weighted_average
 from twinsight.method.losses import (
     Weights,
     gradient_cosine,
@@ -24,6 +23,7 @@ from twinsight.method.losses import (
 from twinsight.method.pseudo_labels import FreeMatchThreshold
 from twinsight.models import TwinModel, build_encoder, build_model
 from twinsight.training.local_training import batches, endless, local_round, round_weights
+from twinsight.training.strategy import weighted_average
 
 CONFIG = FederationConfig(encoder="small", batch_size=8, learning_rate=0.05, precision="float32", rounds=10)
 VIEWS = ViewMaker(pad=1, flip=False, strong="geometric")

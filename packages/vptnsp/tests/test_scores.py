@@ -14,7 +14,7 @@ from vptnsp.evaluation.metrics import (
     pooled_accuracy,
 )
 from vptnsp.evaluation.protocols import Counts, StreamRecord, to_lists, to_matrix
-from vptnsp.training.schedule import learning_rates
+from vptnsp.training.step import learning_rates
 
 
 @pytest.mark.parametrize("tasks", [3, 5, 10])

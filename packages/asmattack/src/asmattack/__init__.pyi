@@ -1,8 +1,10 @@
 from .benchmark.baselines import GLOBAL_ATTACKS as GLOBAL_ATTACKS
 from .benchmark.baselines import GlobalAttack as GlobalAttack
+from .config import PRESETS as PRESETS
 from .config import GeneratorConfig as GeneratorConfig
 from .config import HardenConfig as HardenConfig
 from .config import TrainConfig as TrainConfig
+from .config import preset as preset
 from .data.landmarks import GeometricParser as GeometricParser
 from .data.layouts import FaceSet as FaceSet
 from .data.layouts import dfdc_frames as dfdc_frames
@@ -22,8 +24,6 @@ from .method.masks import MaskMaker as MaskMaker
 from .method.masks import SemanticMask as SemanticMask
 from .method.masks import attack as attack
 from .method.official import merge_official as merge_official
-from .method.presets import PRESETS as PRESETS
-from .method.presets import preset as preset
 from .method.region_attack import AdversarialBatch as AdversarialBatch
 from .method.region_attack import AttackConfig as AttackConfig
 from .method.region_attack import AttackTrace as AttackTrace

@@ -267,7 +267,7 @@ def attack(
     """
     from asmattack.benchmark.comparison import Bench
     from asmattack.benchmark.figures import example_places, write_examples
-    from asmattack.method.presets import PUBLISHED_POLICY
+    from asmattack.config import PUBLISHED_POLICY
 
     faces, options, loading = faces or FaceOptions(), options or AttackOptions(), loading or DetectorOptions()
     fraction = None if eps is None else check_levels(eps)

@@ -1,7 +1,7 @@
 """How detectors, hardened detectors and mask generators are trained. Imports no network: the command line reads it for its options."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,9 @@ from cyclopts import Parameter
 
 from tenfold.errors import UserError
 from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, check_fields
+
+Objective = Literal["ce", "margin", "cafa", "cafa_batch"]
+"""`cafa_batch` scales the maps over the whole batch as the authors' code does: an image's loss then depends on its neighbours."""
 
 
 @Parameter(name="*")
@@ -153,3 +156,101 @@ def check_levels(eps: float) -> float:
     if 0 < eps < 1:
         raise UserError(f"--eps {eps:g} is below one level; it is counted in 1/255: say 8 for 8/255")
     return eps / 255
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Settings of the iteration.
+
+    Attributes:
+        eps: Budget: largest change of a pixel in [0, 1] for linf, length of the whole change for l2.
+        alpha: Step; eps / 4 when absent.
+        steps: Iterations.
+        objective: ce, margin, cafa or cafa_batch.
+        norm: linf or l2.
+        momentum: Decay mu of the velocity; 0 is plain.
+        nesterov: Look ahead along the velocity before taking the gradient.
+        ti_length: Side of the Gaussian that blurs the gradient; 0 is none.
+        di_probability: Chance that an image is shrunk and moved before the gradient.
+        start: zero, or inside mask and budget uniform noise or random signs (with no steps: the noise control).
+        compose: inloop, or paste: attack the whole image and keep what lies in the mask (the authors' way).
+        quantised: Give the result in 8-bit levels.
+        eot: Gradients averaged at each step, for detectors that answer at random.
+        precision: float32, or auto: bfloat16 in the detector where the hardware has it.
+        stop_early: Let an image go as soon as it is fooled, also as it would be given out (rounded); the others go on.
+            Faster, and a smaller change, but no measure of what all steps can do.
+        allow_zero_start: Let cafa start where its gradient is zero (nothing will move).
+        seed: Of the start and the input diversity.
+    """
+
+    eps: float = 8 / 255
+    alpha: float | None = None
+    steps: int = 10
+    objective: Objective = "ce"
+    norm: Literal["linf", "l2"] = "linf"
+    momentum: float = 0.0
+    nesterov: bool = False
+    ti_length: int = 0
+    di_probability: float = 0.0
+    start: Literal["zero", "uniform", "signs"] = "zero"
+    compose: Literal["inloop", "paste"] = "inloop"
+    quantised: bool = True
+    eot: int = 1
+    precision: Literal["float32", "auto"] = "float32"
+    stop_early: bool = False
+    allow_zero_start: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        alpha = 1.0 if self.alpha is None else self.alpha
+        if not 0 <= self.eps < math.inf or self.steps < 0 or not 0 < alpha < math.inf:
+            raise UserError("eps and steps cannot be negative, alpha must be positive, both finite")
+        if self.eot < 1 or not 0 <= self.di_probability <= 1 or not self.momentum >= 0 or self.ti_length < 0:
+            raise UserError("eot is at least 1, di_probability lies in [0, 1], momentum and ti_length are not negative")
+        if self.objective.startswith("cafa") and self.start == "zero" and self.steps and not self.allow_zero_start:
+            raise UserError("the gradient of cafa is zero at the clean image: use start='uniform'")
+        if self.stop_early and self.objective == "cafa_batch":
+            raise UserError("cafa_batch ties each image to its neighbours: none can be let go early")
+
+    @property
+    def step(self) -> float:
+        """Alpha, or its default."""
+        return self.eps / 4 if self.alpha is None else self.alpha
+
+
+PRESETS = {
+    "fgsm": AttackConfig(steps=1),
+    "bim": AttackConfig(),
+    "pgd": AttackConfig(),
+    "pgd_uniform": AttackConfig(start="uniform"),
+    "pgd_l2": AttackConfig(eps=2.0, norm="l2"),
+    "mifgsm": AttackConfig(momentum=1.0),
+    "nifgsm": AttackConfig(momentum=1.0, nesterov=True),
+    "tifgsm": AttackConfig(momentum=1.0, ti_length=15),
+    "difgsm": AttackConfig(momentum=1.0, di_probability=0.5),
+    "margin": AttackConfig(objective="margin"),
+    "cafa": AttackConfig(objective="cafa", start="uniform"),
+    "noise": AttackConfig(steps=0, start="signs"),
+    "asma_official": AttackConfig(
+        eps=0.2, alpha=0.015, steps=20, objective="cafa_batch", start="uniform", compose="paste"
+    ),
+}
+"""`asma_official` has the budget of the authors' code, 51/255, and their objective; `pgd_l2` a length; every other starts from
+8/255. `noise` is a control: random signs, no gradient."""
+
+PUBLISHED_POLICY = {"asma_official": "fixed"}
+"""Attacks that come with regions of their own."""
+
+
+def preset(name: str, eps: float | None = None, seed: int = 0) -> AttackConfig:
+    """The settings of a named attack, at another budget if wanted.
+
+    Raises:
+        UserError: an unknown name, a negative budget.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no attack {name!r}; there are {', '.join(PRESETS)}")
+    config = replace(PRESETS[name], seed=seed)
+    config = config if eps is None else replace(config, eps=eps)
+    return replace(config, alpha=config.eps) if name == "fgsm" and config.eps > 0 else config

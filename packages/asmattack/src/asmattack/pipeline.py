@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from asmattack.config import preset
 from asmattack.data.parsers import Parser
 from asmattack.method.masks import attack
-from asmattack.method.presets import preset
 from asmattack.method.region_attack import AttackConfig, RegionAttack
 from asmattack.method.selection import Policy
 from asmattack.models.detector import Detector

@@ -5,6 +5,7 @@ from .data.faces.crops import crop_faces as crop_faces
 from .data.forgers import ForgeResult as ForgeResult
 from .data.forgers import create_forger as create_forger
 from .data.forgers import register_forger as register_forger
+from .data.layouts import scan as scan
 from .data.manifest.manifest import Manifest as Manifest
 from .data.manifest.samples import Sample as Sample
 from .evaluation.audit.ranking import rank_probabilities as rank_probabilities

@@ -77,10 +77,10 @@ def scan(
         group_column: The column that holds the group, such as race.
         images: Where paths inside a JSON or CSV start from.
     """
-    from fairfd.data.manifest.manifest import Manifest
+    from fairfd.data.layouts import scan
 
     _target(out, root, demographics)
-    manifest = Manifest.scan(
+    manifest = scan(
         root, layout, demographics=demographics, group=group or None, group_column=group_column or None, images=images
     )
     manifest.write(out)
@@ -166,12 +166,13 @@ def build(
     from fairfd.data.assembly.record import read_unprepared
     from fairfd.data.assembly.run import DEFAULT_APPROACHES
     from fairfd.data.assembly.run import build as build_benchmark
+    from fairfd.data.layouts import scan
     from fairfd.data.manifest.manifest import Manifest
 
     if demographics:
-        manifest = Manifest.scan(source, "plain", demographics=demographics)
+        manifest = scan(source, "plain", demographics=demographics)
     else:
-        manifest = Manifest.scan(source) if source.is_dir() else Manifest.read(source)
+        manifest = scan(source) if source.is_dir() else Manifest.read(source)
     built = build_benchmark(
         manifest,
         out,

@@ -148,7 +148,7 @@ def search(
         cache: Where gallery features are kept; inside the gallery by default.
         device: auto, cpu, cuda.
     """
-    from multreid.evaluation.image_grid import contact_sheet, ranked_paths
+    from multreid.evaluation.figures import contact_sheet, ranked_paths
     from multreid.models.features import load_model
     from multreid.pipeline.gallery import gallery_index, open_gallery, query_features, search_exact, search_index
     from tenfold.files import check_writable

@@ -13,8 +13,7 @@ from multreid.config import EvalConfig, TrainConfig
 from multreid.data.datasets import CropSet
 from multreid.data.layouts import folder_crops
 from multreid.data.synthetic import two_modality_features, write_people
-from multreid.evaluation.figures import plot_labels, plot_scores
-from multreid.evaluation.image_grid import contact_sheet, ranked_paths
+from multreid.evaluation.figures import contact_sheet, plot_labels, plot_scores, ranked_paths
 from multreid.evaluation.protocols import evaluate
 from multreid.method.clustering import cluster_features
 from multreid.method.label_transfer import transfer_labels

@@ -4,7 +4,6 @@ from .data.partition import Partition as Partition
 from .data.partition import client_data as client_data
 from .data.partition import draw_partition as draw_partition
 from .evaluation.inference import accuracy as accuracy
-from .method.aggregation import weighted_average as weighted_average
 from .method.contrastive import byol_loss as byol_loss
 from .method.contrastive import nt_xent_loss as nt_xent_loss
 from .method.contrastive import simsiam_loss as simsiam_loss
@@ -42,3 +41,4 @@ from .training.loop import federate as federate
 from .training.loop import load_model as load_model
 from .training.server_app import make_server_app as make_server_app
 from .training.strategy import TwinStrategy as TwinStrategy
+from .training.strategy import weighted_average as weighted_average

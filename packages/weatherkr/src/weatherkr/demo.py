@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.errors import UserError
+from tenfold.figures import image_grid
 from tenfold.files import check_writable
 from tenfold.images import write_image
-from weatherkr.data.randomness import generator
+from tenfold.random import keyed_generator
 from weatherkr.data.weather import degrade
-from weatherkr.evaluation.image_grid import stacked, strip
 from weatherkr.evaluation.metrics import psnr, ssim
 from weatherkr.evaluation.report import Score
 from weatherkr.models.networks import WeatherNet
@@ -44,15 +44,15 @@ def demonstrate(
     for kind in kinds:
         values, rows = [], []
         for name, clean in photographs.items():
-            degraded = degrade(clean, kind, generator(seed, kind, name))
+            degraded = degrade(clean, kind, keyed_generator(seed, kind, name))
             restored = restore_image(net, degraded)
             pair = [
                 measure(each[None], clean[None]).item() for each in (restored, degraded) for measure in (psnr, ssim)
             ]
             values.append(torch.tensor(pair, dtype=torch.float64))
-            rows.append(strip([degraded, restored, clean]))
+            rows.append([degraded, restored, clean])
         scores[kind] = Score(*torch.stack(values).mean(0).tolist(), pictures=len(values))
-        write_image(out / f"{kind}.png", stacked(rows[:4]))
+        write_image(out / f"{kind}.png", image_grid(rows[:4]))
     return scores
 
 

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from asmattack.benchmark.baselines import GLOBAL_ATTACKS, GlobalAttack
+from asmattack.config import preset
 from asmattack.data.corruptions import UNTREATED, parse_treatment, treated
 from asmattack.data.layouts import FaceSet
 from asmattack.evaluation.metrics import attack_rates, distortion, wilson
 from asmattack.evaluation.report import Report, Row
 from asmattack.method.masks import MaskConfig, MaskMaker, check_empty, choose
-from asmattack.method.presets import preset
 from asmattack.method.region_attack import AdversarialBatch, AttackConfig, RegionAttack
 from asmattack.method.selection import Policy, RegionOrder, calibrated_order, region_scores
 from asmattack.models.class_activation import activation_map

@@ -158,8 +158,8 @@ class AttackOptions:
     def check(self, attacks: tuple[str, ...]) -> None:
         """Refuse what cannot be run before anything is loaded."""
         from asmattack.benchmark.baselines import GLOBAL_ATTACKS, library_class
+        from asmattack.config import preset
         from asmattack.data.corruptions import parse_treatment
-        from asmattack.method.presets import preset
 
         for name in attacks:
             if name in GLOBAL_ATTACKS:

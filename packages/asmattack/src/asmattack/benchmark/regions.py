@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from asmattack.benchmark.comparison import attack_halving, joined, logits
+from asmattack.config import preset
 from asmattack.data.layouts import FaceSet
 from asmattack.data.regions import REGIONS, region_mask
 from asmattack.method.masks import MaskMaker
-from asmattack.method.presets import preset
 from asmattack.method.region_attack import RegionAttack
 from asmattack.method.selection import region_scores
 from asmattack.models.class_activation import occlusion

@@ -1,17 +1,16 @@
 """The masked iteration (specification 3.4): settings, start, gradient, step; and the active set of early stopping."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from asmattack.method.losses import Loss, Objective
+from asmattack.config import AttackConfig
+from asmattack.method.losses import Loss
 from tenfold import UserError
 from tenfold.runs import autocast
 
@@ -93,67 +92,6 @@ def quantise(
         levels = (255 * delta).round().clamp(-most, most)
     rounded = ((255 * x).round() + levels).clamp(0, 255) / 255
     return torch.where(levels == 0, x, rounded)
-
-
-@dataclass(frozen=True)
-class AttackConfig:
-    """Settings of the iteration.
-
-    Attributes:
-        eps: Budget: largest change of a pixel in [0, 1] for linf, length of the whole change for l2.
-        alpha: Step; eps / 4 when absent.
-        steps: Iterations.
-        objective: ce, margin, cafa or cafa_batch.
-        norm: linf or l2.
-        momentum: Decay mu of the velocity; 0 is plain.
-        nesterov: Look ahead along the velocity before taking the gradient.
-        ti_length: Side of the Gaussian that blurs the gradient; 0 is none.
-        di_probability: Chance that an image is shrunk and moved before the gradient.
-        start: zero, or inside mask and budget uniform noise or random signs (with no steps: the noise control).
-        compose: inloop, or paste: attack the whole image and keep what lies in the mask (the authors' way).
-        quantised: Give the result in 8-bit levels.
-        eot: Gradients averaged at each step, for detectors that answer at random.
-        precision: float32, or auto: bfloat16 in the detector where the hardware has it.
-        stop_early: Let an image go as soon as it is fooled, also as it would be given out (rounded); the others go on.
-            Faster, and a smaller change, but no measure of what all steps can do.
-        allow_zero_start: Let cafa start where its gradient is zero (nothing will move).
-        seed: Of the start and the input diversity.
-    """
-
-    eps: float = 8 / 255
-    alpha: float | None = None
-    steps: int = 10
-    objective: Objective = "ce"
-    norm: Literal["linf", "l2"] = "linf"
-    momentum: float = 0.0
-    nesterov: bool = False
-    ti_length: int = 0
-    di_probability: float = 0.0
-    start: Literal["zero", "uniform", "signs"] = "zero"
-    compose: Literal["inloop", "paste"] = "inloop"
-    quantised: bool = True
-    eot: int = 1
-    precision: Literal["float32", "auto"] = "float32"
-    stop_early: bool = False
-    allow_zero_start: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        alpha = 1.0 if self.alpha is None else self.alpha
-        if not 0 <= self.eps < math.inf or self.steps < 0 or not 0 < alpha < math.inf:
-            raise UserError("eps and steps cannot be negative, alpha must be positive, both finite")
-        if self.eot < 1 or not 0 <= self.di_probability <= 1 or not self.momentum >= 0 or self.ti_length < 0:
-            raise UserError("eot is at least 1, di_probability lies in [0, 1], momentum and ti_length are not negative")
-        if self.objective.startswith("cafa") and self.start == "zero" and self.steps and not self.allow_zero_start:
-            raise UserError("the gradient of cafa is zero at the clean image: use start='uniform'")
-        if self.stop_early and self.objective == "cafa_batch":
-            raise UserError("cafa_batch ties each image to its neighbours: none can be let go early")
-
-    @property
-    def step(self) -> float:
-        """Alpha, or its default."""
-        return self.eps / 4 if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """What an attack maximises: one loss per image, larger when the detector is further from the label."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from asmattack.config import Objective
 from asmattack.models.detector import Detector
 from tenfold import UserError
-
-Objective = Literal["ce", "margin", "cafa", "cafa_batch"]
-"""`cafa_batch` scales the maps over the whole batch as the authors' code does: an image's loss then depends on its neighbours."""
 
 Loss = Callable[[Tensor], Tensor]
 

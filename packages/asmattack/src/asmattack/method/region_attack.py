@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from asmattack.method.iteration import AttackConfig, Iteration, State, perturbations, quantise
+from asmattack.config import AttackConfig
+from asmattack.method.iteration import Iteration, State, perturbations, quantise
 from asmattack.method.losses import objective_loss
 from asmattack.models.detector import Detector
 from tenfold import UserError

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from asmattack.config import FitConfig, GeneratorConfig, HardenConfig
+from asmattack.config import FitConfig, GeneratorConfig, HardenConfig, preset
 from asmattack.data.layouts import FaceSet
 from asmattack.data.transforms import compressed, drawn_flips, mirrored, mirrored_labels
 from asmattack.method.masks import MaskConfig, MaskMaker
-from asmattack.method.presets import preset
 from asmattack.method.region_attack import AttackConfig, RegionAttack
 from asmattack.models.checkpoints import save_detector, save_model
 from asmattack.models.detector import Detector

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from instructbrush.data.datasets import PairSet
 from instructbrush.data.image_banks import PhotoBank
-from instructbrush.data.randomness import seed_of
 from instructbrush.data.synthetic import Scene, random_scene, render
 from instructbrush.data.transforms import axes, luma, scaled, sketch
 from tenfold.data import embedded_pictures
+from tenfold.random import seed_of
 
 LEARNT = ("astronaut", "coffee", "flower", "motorcycle_left", "retina", "ihc")
 """Embedded photographs that training pairs are cut from."""

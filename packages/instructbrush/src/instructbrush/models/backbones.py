@@ -18,8 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from instructbrush.config import BaseOptions
-from instructbrush.models.checkpoints import is_tiny, load_tiny, shipped_model
-from instructbrush.models.components import FILES, network, preparation, scheduler
+from instructbrush.models.checkpoints import FILES, is_tiny, load_tiny, network, preparation, scheduler, shipped_model
 from instructbrush.models.features import ClipFeatures
 from instructbrush.models.instruction import Pipeline, check_editor, fingerprint
 from tenfold.errors import UserError

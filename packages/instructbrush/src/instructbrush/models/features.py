@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from instructbrush.models.components import network, preparation
+from instructbrush.models.checkpoints import network, preparation
 from tenfold.hub import model_folder
 
 CHUNK = 2048

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from instructbrush.data.image_banks import PhotoBank
-from instructbrush.data.randomness import seed_of
 from instructbrush.data.samplers import draw_captioned
+from tenfold.random import seed_of
 from tenfold.runs import autocast, track
 
 

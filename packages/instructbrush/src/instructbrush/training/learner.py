@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from instructbrush.config import LearnConfig, PhraseOptions
 from instructbrush.data.datasets import PairSet
-from instructbrush.data.randomness import generator
 from instructbrush.method.losses import combine_guidance, denoising_loss, diffusion_target, stratified_timesteps
 from instructbrush.method.parameterization import edit_direction, finite_norms, initial_space, visii_direction_term
 from instructbrush.method.sensitivity import InitResult, extract_phrases
@@ -31,6 +30,7 @@ from instructbrush.training.checkpoints import all_finite, load_checkpoint, rece
 from instructbrush.training.datasets import LatentPairs, encode_pairs
 from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError
+from tenfold.random import keyed_generator
 from tenfold.runs import RunFolder, autocast, refused_without_trace, track
 
 Callback = Callable[[int, float], None]
@@ -121,7 +121,8 @@ def step_order(count: int, batch: int, step: int, seed: int) -> list[int]:
     """Which pairs a step uses: all once before any again, in a new order each time."""
     places = range(step * batch, (step + 1) * batch)
     orders = {
-        place // count: torch.randperm(count, generator=generator(seed, "epoch", place // count)) for place in places
+        place // count: torch.randperm(count, generator=keyed_generator(seed, "epoch", place // count))
+        for place in places
     }
     return [int(orders[place // count][place % count]) for place in places]
 
@@ -139,7 +140,7 @@ def draw_batch(
         rows: out of `config.batch_size`.
         device: of the network.
     """
-    draws = generator(config.seed, "step", step)
+    draws = keyed_generator(config.seed, "step", step)
     total, mine = scheduler.config.num_train_timesteps, list(rows)
     if config.strict_visii:
         # Each time step once in random order; it fixes the pair and the noise.
@@ -147,7 +148,9 @@ def draw_batch(
         times = torch.tensor([step_order(total, 1, place, config.seed)[0] for place in places])
         chosen = [int(each) % len(latents) for each in times]
         shape = latents.after.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=generator(config.seed, "noise", int(t))) for t in times])
+        noise = torch.stack(
+            [torch.randn(shape, generator=keyed_generator(config.seed, "noise", int(t))) for t in times]
+        )
     else:
         chosen = step_order(len(latents), config.batch_size, step, config.seed)
         times = stratified_timesteps(config.batch_size, total, draws)

@@ -19,12 +19,10 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from instructbrush.config import TrainConfig
 from instructbrush.data.image_banks import PhotoBank, training_photographs
-from instructbrush.data.randomness import seed_of
 from instructbrush.data.samplers import draw_edit
 from instructbrush.data.vocabulary import build_tokenizer
 from instructbrush.models.autoencoders import PatchAutoencoder
-from instructbrush.models.checkpoints import TinyModel, save_tiny
-from instructbrush.models.components import network
+from instructbrush.models.checkpoints import TinyModel, network, save_tiny
 from instructbrush.models.networks import build_clip, build_scheduler, build_unet, text_tower
 from instructbrush.training.checkpoints import all_finite, load_checkpoint, recent_losses, save_checkpoint, set_rate
 from instructbrush.training.contrastive import train_clip
@@ -32,6 +30,7 @@ from instructbrush.training.step import EditorStep, draw_examples, editor_batch
 from tenfold.checkpoints import load_weights
 from tenfold.errors import UserError
 from tenfold.files import atomic_folder, write_text
+from tenfold.random import seed_of
 from tenfold.reading import read_json_object
 from tenfold.runs import RunFolder, pick_device, track
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from instructbrush.data.image_banks import PhotoBank
-from instructbrush.data.randomness import generator, seed_of
 from instructbrush.data.samplers import EditExample, draw_edit
 from instructbrush.method.losses import Scheduler, denoising_loss, diffusion_target, stratified_timesteps
 from instructbrush.models.autoencoders import PatchAutoencoder
+from tenfold.random import keyed_generator, seed_of
 from tenfold.runs import autocast
 
 DROPPED = 0.05
@@ -86,7 +86,7 @@ def editor_batch(
         batch: rows of all processes together.
         seed: of the run.
     """
-    draws = generator(seed, "noise", step)
+    draws = keyed_generator(seed, "noise", step)
     timesteps = stratified_timesteps(batch, scheduler.config.num_train_timesteps, draws)[list(rows)]
     fate = torch.rand(batch, generator=draws)[list(rows)]
     clean = vae.latents(torch.stack([each.after for each in examples]) * 2 - 1)

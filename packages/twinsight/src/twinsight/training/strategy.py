@@ -1,16 +1,28 @@
 """The server's side of a round: whom to ask, and what to make of the answers (paper §3, alg. 1)."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
 
 from tenfold import UserError
-from tenfold.federated import Number, Rejection, Reply, ReplySpec, RoundBook, combine, layout_of, raw_reply
+from tenfold.federated import (
+    Number,
+    Rejection,
+    Reply,
+    ReplySpec,
+    RoundBook,
+    combine,
+    layout_of,
+    raw_reply,
+    weighted_mean,
+)
 from twinsight.config import METHODS, FederationConfig
 
 LOSSES = ("loss-cross_entropy", "loss-instance", "loss-neighbourhood", "loss-pseudo")
@@ -197,3 +209,23 @@ def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -
         if pairs:
             merged[name] = float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
     return merged
+
+
+State = dict[str, Tensor]
+
+
+def weighted_average(states: Sequence[State], weights: Sequence[float]) -> State:
+    """Average state dicts: parameters and buffers, BatchNorm's statistics included.
+
+    Sums are taken in 64 bits, so that the average of equal states is that state bit for bit; integer buffers are
+    rounded and keep their type.
+
+    Args:
+        states: with the same keys and shapes, on the CPU.
+        weights: above 0; they need not sum to one.
+
+    Raises:
+        ValueError: no state, or weights that do not fit.
+    """
+    mean = weighted_mean([{name: each.numpy() for name, each in state.items()} for state in states], weights)
+    return {name: torch.from_numpy(each) for name, each in mean.items()}

@@ -17,8 +17,8 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.data import to_tensor
 from tenfold.images import list_images
-from vptnsp.data.synthetic import GlyphClasses, draw_classes, render_glyphs
 from vptnsp.config import IMAGE_SIZE
+from vptnsp.data.synthetic import GlyphClasses, draw_classes, render_glyphs
 
 PHOTOGRAPH_SIZE = 96
 CHARACTER_SIZE = 48

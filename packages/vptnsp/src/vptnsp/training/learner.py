@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import UserError
 from tenfold.runs import autocast
-from vptnsp.config import LearnerConfig
+from vptnsp.config import LearnerConfig, from_plain
 from vptnsp.evaluation.protocols import StreamRecord, count_correct
 from vptnsp.method.losses import prompt_distribution_loss
 from vptnsp.method.projection import LayerProjection, Nullity, PromptProjector, layer_projections
@@ -26,8 +26,8 @@ from vptnsp.models.backbones import build_backbone, clip_head
 from vptnsp.models.clip.heads import ClassGaussians, ClipHead, refine_projection_head
 from vptnsp.models.heads import TaskHeads
 from vptnsp.models.networks import PromptedViT, check_images, required_size
-from vptnsp.training.schedule import learning_rates
-from vptnsp.training.step import PromptClassifier, TaskTraining, task_loss
+from vptnsp.training.state import DESCRIPTION, read_description, restore_from, save_learner
+from vptnsp.training.step import PromptClassifier, TaskTraining, learning_rates, task_loss
 
 
 class NSPLearner(ModelHubMixin):
@@ -365,9 +365,7 @@ class NSPLearner(ModelHubMixin):
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the learner's folder; see `vptnsp.storage`."""
-        from vptnsp.training.state import save_learner
-
+        """Write the learner's folder: model.safetensors, moments.safetensors, learner.json."""
         save_learner(self, Path(path))
 
     @classmethod
@@ -384,9 +382,10 @@ class NSPLearner(ModelHubMixin):
         Raises:
             UserError: files missing, damaged, or of another backbone.
         """
-        from vptnsp.training.state import load_learner
-
-        return load_learner(Path(path), vit, accelerator)
+        found = read_description(Path(path))
+        learner = cls(vit, from_plain(found.config, str(Path(path) / DESCRIPTION)), accelerator)
+        restore_from(Path(path), found, learner)
+        return learner
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)

@@ -5,10 +5,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from tenfold import UserError
@@ -16,15 +15,12 @@ from tenfold.checkpoints import load_weights, read_tensors, write_tensors
 from tenfold.config import from_dict
 from tenfold.files import write_text
 from tenfold.reading import read_json_object
-from vptnsp.config import from_plain, to_plain
+from vptnsp.config import LearnerConfig, to_plain
 from vptnsp.method.second_moments import SecondMoments
 from vptnsp.models.backbones import fingerprint
 from vptnsp.models.clip.heads import ClassGaussians, ClipHead
 from vptnsp.models.compact import finite
 from vptnsp.models.networks import PromptedViT, image_size, normalisation
-
-if TYPE_CHECKING:
-    from vptnsp.training.learner import NSPLearner
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, MOMENTS = "learner.json", "model.safetensors", "moments.safetensors"
@@ -76,14 +72,38 @@ class LearnerEntry:
     config: dict[str, Any]
 
 
-def learner_tensors(learner: "NSPLearner") -> dict[str, Tensor]:
+@runtime_checkable
+class Learner(Protocol):
+    """What a folder holds of an `NSPLearner`; see its attributes."""
+
+    vit: PromptedViT
+    network: Any
+    moments: SecondMoments | None
+    gaussians: ClassGaussians | None
+    tasks: list[list[int]]
+    names: dict[int, str]
+    config: LearnerConfig
+    device: torch.device
+
+    @property
+    def head(self) -> Any:
+        """Of all tasks."""
+        ...
+
+    @property
+    def labels(self) -> list[int]:
+        """Of all tasks, in order."""
+        ...
+
+
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
     """Prompts, heads and CLIP's scale, by name; the backbone stays where it came from."""
     tensors = {f"prompts.{name}": value for name, value in learner.vit.prompt_state_dict().items()}
     tensors |= {f"head.{name}": value.detach() for name, value in learner.head.state_dict().items()}
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 
-def moment_tensors(learner: "NSPLearner") -> dict[str, Tensor]:
+def moment_tensors(learner: Learner) -> dict[str, Tensor]:
     """Second moments of all tasks so far, and CLIP's class statistics; empty where there are none."""
     tensors: dict[str, Tensor] = {}
     if learner.moments is not None:
@@ -96,7 +116,7 @@ def moment_tensors(learner: "NSPLearner") -> dict[str, Tensor]:
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 
-def description(learner: "NSPLearner") -> LearnerEntry:
+def description(learner: Learner) -> LearnerEntry:
     """What learner.json says."""
     mean, std = normalisation(learner.vit)
     return LearnerEntry(
@@ -118,7 +138,7 @@ def description(learner: "NSPLearner") -> LearnerEntry:
     )
 
 
-def save_learner(learner: "NSPLearner", folder: Path) -> None:
+def save_learner(learner: Learner, folder: Path) -> None:
     """Write the folder; learner.json comes last, so that a folder without it is no learner."""
     write_tensors(folder / WEIGHTS, learner_tensors(learner))
     moments = moment_tensors(learner)
@@ -148,18 +168,21 @@ def read_description(folder: Path) -> LearnerEntry:
     return entry
 
 
-def load_learner(folder: Path, vit: PromptedViT | None, accelerator: Accelerator | None) -> "NSPLearner":
-    """Read a learner's folder; see `NSPLearner.load`."""
-    from vptnsp.training.learner import NSPLearner
+def restore_from(folder: Path, found: LearnerEntry, learner: Learner) -> None:
+    """Put what a folder holds into a fresh learner that was made with its configuration.
 
-    found = read_description(folder)
-    config = from_plain(found.config, str(folder / DESCRIPTION))
-    learner = NSPLearner(vit, config, accelerator)
+    Args:
+        folder: written by `save_learner`.
+        found: what its learner.json says.
+        learner: takes it.
+
+    Raises:
+        UserError: files missing, damaged, or of another backbone.
+    """
     _check_backbone(folder, found.backbone, description(learner).backbone)
     restore(learner, read_tensors(folder / WEIGHTS)[0], found.tasks, found.class_names, folder / WEIGHTS)
     if (folder / MOMENTS).is_file():
         restore_moments(learner, read_tensors(folder / MOMENTS)[0], folder / MOMENTS)
-    return learner
 
 
 def _check_backbone(folder: Path, saved: BackboneEntry, here: BackboneEntry) -> None:
@@ -170,7 +193,7 @@ def _check_backbone(folder: Path, saved: BackboneEntry, here: BackboneEntry) -> 
 
 
 def restore(
-    learner: "NSPLearner",
+    learner: Learner,
     tensors: Mapping[str, Tensor],
     tasks: list[list[int]],
     class_names: list[str],
@@ -219,7 +242,7 @@ def texts_of(head: Mapping[str, Tensor], sizes: list[int]) -> list[Tensor]:
     return list(texts.split(sizes))
 
 
-def restore_moments(learner: "NSPLearner", tensors: Mapping[str, Tensor], source: Path) -> None:
+def restore_moments(learner: Learner, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Put second moments and class statistics into a learner.
 
     Raises:
@@ -235,7 +258,7 @@ def restore_moments(learner: "NSPLearner", tensors: Mapping[str, Tensor], source
         learner.gaussians = _fitting_gaussians(learner, moved, source)
 
 
-def _fitting_moments(learner: "NSPLearner", tensors: Mapping[str, Tensor], source: Path) -> SecondMoments:
+def _fitting_moments(learner: Learner, tensors: Mapping[str, Tensor], source: Path) -> SecondMoments:
     try:
         moments = SecondMoments.from_state_dict(tensors)
     except UserError as error:
@@ -252,7 +275,7 @@ def _fitting_moments(learner: "NSPLearner", tensors: Mapping[str, Tensor], sourc
     return moments
 
 
-def _fitting_gaussians(learner: "NSPLearner", tensors: Mapping[str, Tensor], source: Path) -> ClassGaussians:
+def _fitting_gaussians(learner: Learner, tensors: Mapping[str, Tensor], source: Path) -> ClassGaussians:
     means, covariances = tensors["gaussian.means"], tensors.get("gaussian.covariances")
     classes, width = len(learner.labels), learner.vit.dim
     if covariances is None or means.shape != (classes, width) or covariances.shape != (classes, width, width):

@@ -1,7 +1,9 @@
 """One task being learnt: the network, its loss (paper eq. 27), and what a checkpoint must hold of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,19 @@ class TaskTraining:
         self.reference = reference
         self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.epoch = epoch
+
+
+def learning_rates(
+    epochs: int, lr: float, schedule: Literal["official", "paper"], milestones: tuple[int, int] | None = None
+) -> list[float]:
+    """Rate of each pass over the data: divided by ten at each milestone.
+
+    Args:
+        epochs: number of passes (outer epochs of the official code).
+        lr: rate of the first.
+        schedule: `paper` decays at the milestones; the `official` code's scheduler is one epoch early.
+        milestones: after how many passes; by default half and four fifths of them (paper App. B).
+    """
+    ends = milestones or (math.ceil(0.5 * epochs), math.ceil(0.8 * epochs))
+    early = 1 if schedule == "official" else 0
+    return [lr * 0.1 ** sum(epoch >= end - early for end in ends) for epoch in range(epochs)]

@@ -11,16 +11,16 @@ from accelerate import Accelerator
 
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.errors import UserError
+from tenfold.figures import image_grid
 from tenfold.files import write_text
 from tenfold.images import write_image
+from tenfold.random import keyed_generator
 from tenfold.runs import RunFolder, pick_device, unlock_run
 from weatherkr.config import METHODS, TrainConfig
 from weatherkr.data.datasets import MixedPairs, SyntheticPairs, TensorPairs, centre_crop
-from weatherkr.data.randomness import generator
 from weatherkr.data.tasks import Task
 from weatherkr.data.weather import degrade
 from weatherkr.evaluation.figures import curves_svg
-from weatherkr.evaluation.image_grid import stacked, strip
 from weatherkr.evaluation.report import ContinualReport, Score
 from weatherkr.models.networks import WeatherNet
 from weatherkr.training.learner import carry_over, learn_task
@@ -174,7 +174,7 @@ def photograph_tasks(kinds: Sequence[str] = ("haze", "rain", "snow"), seed: int 
         Task(
             kind,
             SyntheticPairs(learnt, kind, seed=seed),
-            TensorPairs(degrade(clean, kind, generator(seed, "held out", kind)), clean),
+            TensorPairs(degrade(clean, kind, keyed_generator(seed, "held out", kind)), clean),
         )
         for kind in kinds
     ]
@@ -258,4 +258,4 @@ def _picture(task: Task, outcomes: dict[str, Outcome]) -> np.ndarray:
     for outcome in outcomes.values():
         net = outcome.nets[task.name].eval()
         restored.append(net.restore(degraded[None].to(next(net.parameters()).device))[0])
-    return stacked([strip([degraded, *restored, clean])])
+    return image_grid([[degraded, *restored, clean]])

@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 
 from tenfold.data import to_tensor
 from tenfold.errors import UserError
-from weatherkr.data.randomness import generator
+from tenfold.random import keyed_generator
+from weatherkr.data.transforms import to_bytes
 from weatherkr.data.weather import degrade
 from weatherkr.data.weather.config import Setting
-from weatherkr.data.transforms import to_bytes
 
 SMALLEST = 16
 """Pictures with a shorter side cannot be learnt from: the contrast loss's network halves them four times."""
@@ -169,7 +169,9 @@ class SyntheticPairs:
         """A whole picture with its weather."""
         clean = self.read(self.files[index])
         # Keyed by the file's name: a picture keeps its weather in whatever selection it appears.
-        return degrade(clean, self.kind, generator(self.seed, self.kind, self.files[index].name), self.setting), clean
+        return degrade(
+            clean, self.kind, keyed_generator(self.seed, self.kind, self.files[index].name), self.setting
+        ), clean
 
     def patch(self, index: int, size: int, random: Generator, flip: bool) -> Pair:
         """A window of the picture with weather of its own."""

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tenfold.random import keyed_generator
 from weatherkr.config import TrainConfig
 from weatherkr.data.datasets import PairSet
-from weatherkr.data.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class StepBatches(Dataset[Batch]):
         patches, stored = [], []
         for row in self.rows:
             # Two streams: with or without a memory, the new patches are the same.
-            fresh = generator(self.config.seed, "patches", self.number, index, row)
+            fresh = keyed_generator(self.config.seed, "patches", self.number, index, row)
             item = int(torch.randint(len(self.pairs), (), generator=fresh))
             patches.append(self.pairs.patch(item, self.config.crop, fresh, self.config.augment == "flip"))
-            replayed = generator(self.config.seed, "replay", self.number, index, row)
+            replayed = keyed_generator(self.config.seed, "replay", self.number, index, row)
             stored.append(torch.randint(max(self.stored, 1), (), generator=replayed))
         degraded, clean = (torch.stack(part) for part in zip(*patches, strict=True))
         return Batch(degraded, clean, torch.stack(stored))

@@ -10,8 +10,8 @@ from tenfold.errors import UserError
 from tenfold.files import check_writable, write_text
 from tenfold.folders import FolderReport, Job, check_jobs, work_on_files
 from tenfold.images import list_images, read_image, write_image
+from tenfold.random import keyed_generator
 from tenfold.runs import track
-from weatherkr.data.randomness import generator
 from weatherkr.data.weather import KINDS, degrade
 from weatherkr.data.weather.config import SETTINGS, Setting, describe_settings
 
@@ -69,7 +69,7 @@ def write_pairs(
         clean = torch.from_numpy(pixels).permute(2, 0, 1)
         size = scale if scale is not None else max(min(pixels.shape[:2]) / REFERENCE_SIDE, 0.25)
         for kind in kinds:
-            weather = degrade(clean, kind, generator(seed, kind, path.name), setting, size)
+            weather = degrade(clean, kind, keyed_generator(seed, kind, path.name), setting, size)
             for part, picture in zip(PARTS, (weather.permute(1, 2, 0).numpy(), pixels), strict=True):
                 write_image(out / kind / part / names[path], np.ascontiguousarray(picture))
 

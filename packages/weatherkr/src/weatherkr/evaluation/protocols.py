@@ -3,11 +3,11 @@
 import torch
 
 from tenfold.runs import track
+from tenfold.training.precision import Precision, precision_context
 from weatherkr.data.datasets import PairSet
 from weatherkr.evaluation.metrics import Protocol, psnr, ssim
 from weatherkr.evaluation.report import Score
 from weatherkr.models.networks import WeatherNet
-from weatherkr.models.precision import Precision, network_precision
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64)
     for index in track(range(len(chosen)), description):
         degraded, clean = (each[None].to(device) for each in chosen.pair(index))
-        with network_precision(device, precision):
+        with precision_context(precision, device):
             restored = net.restore(degraded.contiguous(memory_format=torch.channels_last)).float()
         values = (
             psnr(restored, clean, protocol),

@@ -18,9 +18,9 @@ from tenfold.errors import UserError
 from tenfold.folders import FolderReport, Job, check_jobs, plan_outputs, work_on_files
 from tenfold.images import write_image
 from tenfold.runs import pick_device, track
+from tenfold.training.precision import Precision
 from weatherkr.data.files import WRITABLE, check_format, read_original, write_like
 from weatherkr.models.networks import WeatherNet
-from weatherkr.models.precision import Precision
 from weatherkr.pipeline.tiling import Gates, restore_tensor
 from weatherkr.training.state import load_network, newest_state
 

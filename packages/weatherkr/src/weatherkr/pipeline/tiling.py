@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import UserError
+from tenfold.training.precision import Precision, precision_context
 from weatherkr.models.networks import WeatherNet, normalize
-from weatherkr.models.precision import Precision, network_precision
 
 Gates = Literal["global", "local"]
 
@@ -138,7 +138,7 @@ def restore_tensor(
 
 def _run(net: WeatherNet, image: Tensor, precision: Precision) -> Tensor:
     device = image.device
-    with network_precision(device, precision):
+    with precision_context(precision, device):
         estimate = net(normalize(image).contiguous(memory_format=torch.channels_last))
     return estimate.float().clamp(0, 1)
 

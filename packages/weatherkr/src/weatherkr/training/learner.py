@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tenfold.errors import UserError
+from tenfold.random import keyed_generator, seed_of
 from tenfold.runs import track
+from tenfold.training.precision import precision_context
 from weatherkr.config import METHODS, TrainConfig
-from weatherkr.data.randomness import generator, seed_of
 from weatherkr.data.samplers import Batch, StepBatches, loader
 from weatherkr.data.tasks import Task
 from weatherkr.evaluation.protocols import evaluate
@@ -30,7 +31,6 @@ from weatherkr.method.losses import Objective, Replay, Terms, Weights
 from weatherkr.method.memory import ReplayMemory
 from weatherkr.models.networks import normalize
 from weatherkr.models.perceptual import random_extractor, vgg19_extractor
-from weatherkr.models.precision import network_precision
 from weatherkr.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from weatherkr.training.projector import cosine_rate, fit_projector
 from weatherkr.training.state import LearnerState
@@ -105,7 +105,7 @@ def remember(memory: ReplayMemory, task: Task, config: TrainConfig, number: int)
     size = memory.patch or config.crop
 
     def draw(index: int) -> tuple[Tensor, Tensor]:
-        return task.train.patch(index, size, generator(config.seed, "memory", number, index), False)
+        return task.train.patch(index, size, keyed_generator(config.seed, "memory", number, index), False)
 
     return memory.add(task.name, len(task.train), draw, random.Random(seed_of(config.seed, "exemplars", number)))
 
@@ -239,7 +239,7 @@ class _Stage:
     def _terms(self, batch: Batch) -> Terms:
         x01, y = (part.to(self.device).to(memory_format=torch.channels_last) for part in (batch.degraded, batch.clean))
         replay = self._replay(x01, batch.stored)
-        with network_precision(self.device, self.config.precision):
+        with precision_context(self.config.precision, self.device):
             return self.loss(x01, y, replay)
 
     def _replay(self, x01: Tensor, stored: Tensor) -> Replay | None:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenfold.random import seed_of
 from weatherkr.config import TrainConfig
-from weatherkr.data.randomness import seed_of
 from weatherkr.models.projector import AttentionProjector, PCAProjector, ProjectionDecoder, Projector
 from weatherkr.training.state import LearnerState
 from weatherkr.training.teacher import MemoryFeatures

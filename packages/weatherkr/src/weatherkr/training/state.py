@@ -14,9 +14,9 @@ from tenfold.config import from_dict
 from tenfold.errors import UserError
 from tenfold.files import atomic_folder, write_text
 from tenfold.options import Count
+from tenfold.random import seed_of
 from tenfold.reading import read_json_object
 from weatherkr.config import METHODS, TrainConfig
-from weatherkr.data.randomness import seed_of
 from weatherkr.evaluation.report import ContinualReport
 from weatherkr.method.memory import ReplayMemory
 from weatherkr.models.networks import WeatherNet

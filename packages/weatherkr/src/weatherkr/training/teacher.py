@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenfold.training.precision import Precision, precision_context
 from weatherkr.config import Method
 from weatherkr.method.losses import Replay
 from weatherkr.method.memory import ReplayMemory
 from weatherkr.models.networks import WeatherNet
-from weatherkr.models.precision import Precision, network_precision
 from weatherkr.models.projector import Projector
 
 _AT_ONCE = 8
@@ -36,7 +36,7 @@ class Teacher:
         """What is pulled to on normalised patches; `labels` take the place of the old outputs (plain replay)."""
         if labels is not None:
             return Replay(x, labels)
-        with network_precision(x.device, self.precision):
+        with precision_context(self.precision, x.device):
             prediction, f = self.net(x, return_features=True)
             projection = None if self.projector is None else self.projector(f).float()
         features = f.float() if self.method.pooled else None
@@ -120,6 +120,6 @@ class MemoryFeatures:
     def __iter__(self) -> Iterator[Float[Tensor, "1 c h w"]]:
         for index in torch.arange(len(self.memory)).split(_AT_ONCE):
             x = self.memory.read(index).to(self.device).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad(), network_precision(self.device, self.precision):
+            with torch.no_grad(), precision_context(self.precision, self.device):
                 f = self.net(x, return_features=True)[1]
             yield from f.float().split(1)

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fairfd.data.manifest import validation as verification
 from fairfd.data.manifest.samples import COLUMNS, REAL, Sample, few, meta_of, read_rows
@@ -57,14 +57,6 @@ class Manifest:
         samples = read_rows(path)
         verification.check_labels(samples, str(path))
         return cls(path.resolve().parent, samples)
-
-    @classmethod
-    def scan(cls, root: Path | str, layout: str = "folders", **options: Any) -> "Manifest":
-        """Make a manifest from images on disk; see `fairfd.layouts.scan` for the layouts and their options."""
-        # The layouts build manifests: importing them at the top would be circular.
-        from fairfd.data.layouts import scan
-
-        return scan(Path(root), layout=layout, **options)
 
     def write(self, path: Path | str) -> None:
         """Write JSON lines (`.jsonl`) or CSV with paths relative to the file's folder; the file appears complete or not at all."""
