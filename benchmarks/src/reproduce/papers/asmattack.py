@@ -97,7 +97,7 @@ def measure_regions(seed: int, tier: str, _place: Path) -> Measurement:
 def measure_objectives(seed: int, tier: str, _place: Path) -> Measurement:
     """The same mask and budget under other objectives and compositions, and the controls of equal distortion."""
     from asmattack.benchmark.comparison import Bench
-    from asmattack.method.presets import PRESETS
+    from asmattack.config import PRESETS
 
     detectors = trained(seed, tier)[:2]
     faces = attacked_set(seed, tier, detectors)

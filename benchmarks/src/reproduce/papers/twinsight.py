@@ -32,7 +32,7 @@ def _measure(arms: tuple[str, ...], rounds: int) -> Callable[[int, str, Path], M
 
         from tenfold.config import load_preset
         from twinsight.benchmark import compare
-        from twinsight.config.config import FederationConfig
+        from twinsight.config import FederationConfig
         from twinsight.evaluation.figures import plot_curves
 
         config = load_preset("twinsight", "small", FederationConfig, "simulate", rounds=rounds, seed=seed)
@@ -116,14 +116,13 @@ def _rounds() -> Calls:
     from flwr.app import ArrayRecord, ConfigRecord
 
     from tenfold.config import load_preset
-    from twinsight.config.config import FederationConfig
+    from twinsight.config import FederationConfig
     from twinsight.data.datasets import DESCRIPTIONS
-    from twinsight.method.aggregation import weighted_average
     from twinsight.models import build_model
     from twinsight.training.client_app import held_by, make_client_app
     from twinsight.training.local_grid import LocalGrid
     from twinsight.training.local_training import local_round
-    from twinsight.training.strategy import TwinStrategy
+    from twinsight.training.strategy import TwinStrategy, weighted_average
 
     config = load_preset("twinsight", "small", FederationConfig, "simulate")
     about = DESCRIPTIONS[config.data]
@@ -154,7 +153,7 @@ def _steps() -> Calls:
     """A step of a labelled client on the same views: the classifier on the weak ones, and on both as the official code has it."""
     import torch
 
-    from twinsight.config.config import FederationConfig
+    from twinsight.config import FederationConfig
     from twinsight.method.losses import Weights, labelled_loss
     from twinsight.models import build_model
 

@@ -68,7 +68,7 @@ def measure_glyphs(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa
 def measure_digits(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa: ARG001  # one tier only
     """Scanned digits that ship with scikit-learn, two a task; no digit was ever shown to the backbone."""
     from tenfold.config import load_preset
-    from vptnsp.config.config import TrainConfig
+    from vptnsp.config import TrainConfig
     from vptnsp.training.run import compare
 
     config = load_preset("vptnsp", "small", TrainConfig, seed=seed, epochs=4, extendable=False)
@@ -152,7 +152,7 @@ def _step(**changes: Any) -> Callable[[], object]:
     import torch
 
     from vptnsp.benchmark import second_task
-    from vptnsp.config.config import LearnerConfig
+    from vptnsp.config import LearnerConfig
 
     images, labels = torch.rand(4, 3, 224, 224), 2 + torch.arange(4) % 2
     learner, training = second_task(_vit(), LearnerConfig(precision="float32", **changes), images)

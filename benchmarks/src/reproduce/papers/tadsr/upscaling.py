@@ -27,8 +27,9 @@ def measure(seed: int, tier: str, place: Path) -> Measurement:
     import torch
 
     from tadsr.data.transforms import bicubic_down
-    from tadsr.evaluation.protocols import Pair, bicubic, comparison_sheet, upscaler
+    from tadsr.evaluation.protocols import Pair, bicubic, comparison_sheet
     from tadsr.evaluation.protocols import measure as judge
+    from tadsr.pipeline.inference import upscaler
     from tadsr.pipeline.pipeline import TADSRPipeline
     from tenfold.data import embedded_pictures, to_tensor
 

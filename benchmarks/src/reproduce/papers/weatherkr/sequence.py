@@ -96,11 +96,11 @@ def run_methods(seed: int, methods: tuple[str, ...], steps: int, counts: tuple[i
     """Methods through the three tasks; all share the network after the first."""
     import torch
 
+    from tenfold.figures import image_grid
     from tenfold.files import write_text
     from tenfold.images import write_image
     from weatherkr.benchmark.comparison import compare
     from weatherkr.evaluation.figures import curves_svg
-    from weatherkr.evaluation.image_grid import stacked, strip
 
     tasks = build_tasks(seed, counts)
     outcomes = compare(tasks, methods, recipe(seed, steps), torch.device("cpu"))
@@ -111,8 +111,8 @@ def run_methods(seed: int, methods: tuple[str, ...], steps: int, counts: tuple[i
         assert task.val is not None
         degraded, clean = task.val.pair(0)
         restored = [each.nets[task.name].restore(degraded[None])[0] for each in outcomes.values()]
-        rows.append(strip([degraded, *restored, clean]))
-    write_image(place / f"degraded-{'-'.join(outcomes)}-clean.png", stacked(rows))
+        rows.append([degraded, *restored, clean])
+    write_image(place / f"degraded-{'-'.join(outcomes)}-clean.png", image_grid(rows))
     arms = {}
     for name, outcome in outcomes.items():
         arms[name] = {"mean PSNR": outcome.average, **{f"PSNR {task}": s.psnr for task, s in outcome.final.items()}}

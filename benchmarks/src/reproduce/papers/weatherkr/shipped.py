@@ -14,9 +14,9 @@ MEGAPIXELS = 12
 def gains(seed: int, _tier: str, place: Path) -> Measurement:
     """Weather of both settings on photographs that ship with libraries, removed by the compact model."""
     from tenfold.data import embedded_pictures
+    from tenfold.figures import image_grid
     from tenfold.images import write_image
     from weatherkr import SyntheticPairs, evaluate, load_model, restore_image, seam_error
-    from weatherkr.evaluation.image_grid import strip
 
     net = load_model("compact", "cpu")
     files = [path for name, path in embedded_pictures().items() if name not in ("ihc", "retina")]
@@ -27,7 +27,7 @@ def gains(seed: int, _tier: str, place: Path) -> Measurement:
             score = evaluate(net, pairs)
             arms[f"{kind}, {setting}"] = {"PSNR": score.psnr, "SSIM": score.ssim, "gain": score.gain}
             degraded, clean = (each[:, :320, :320] for each in pairs.pair(1))
-            write_image(place / f"{kind}-{setting}.png", strip([degraded, restore_image(net, degraded), clean]))
+            write_image(place / f"{kind}-{setting}.png", image_grid([[degraded, restore_image(net, degraded), clean]]))
     hazy = SyntheticPairs(files, "haze", "standard", seed, keep=False).pair(0)[0][None]
     for gates in ("global", "local"):
         arms[f"tiles of 128, {gates} gates"] = {"seam error": seam_error(net, hazy, 128, gates, "float32")}
