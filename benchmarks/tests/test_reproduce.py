@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reproduce import cli, registry, report, running
-from reproduce.claims import Claim, Experiment, Speed, Suite, Verdict
+from reproduce import cli, records, registry, report, running
+from reproduce.claims import Experiment, Speed, Suite, claim, higher, lower
+from reproduce.judging import Verdict
 from reproduce.plots import axis_ticks, dot_plot
 from reproduce.pytest_times import share_of
 from tenfold import UserError
@@ -34,30 +35,17 @@ class Counting:
 
 
 def make_suite(measure: Counting) -> Suite:
-    experiment = Experiment("fairfd", "trial", "A <trial>.", {"smoke": 3, "small": 5}, measure)
+    experiment = Experiment(
+        "trial",
+        "A <trial>.",
+        {"smoke": 6, "small": 8},
+        measure,
+        {"ours": "our <arm>", "rival": "the rival"},
+        {"auc": "AUC"},
+    )
     claims = (
-        Claim(
-            "fairfd/wins",
-            "Ours <wins>.",
-            "Table 1",
-            "trial",
-            "auc",
-            "ours",
-            "rival",
-            "higher",
-            {"smoke": Verdict.HOLDS},
-        ),
-        Claim(
-            "fairfd/loses",
-            "Ours loses.",
-            "Table 2",
-            "trial",
-            "auc",
-            "ours",
-            "rival",
-            "lower",
-            {"smoke": Verdict.DOES_NOT_HOLD},
-        ),
+        claim("fairfd/wins", "Ours <wins>.", higher("auc", "ours", than="rival"), experiment="trial", source="Table 1"),
+        claim("fairfd/loses", "Ours loses.", lower("auc", "ours", than="rival"), experiment="trial", source="Table 2"),
     )
     speeds = (
         Speed(
@@ -69,15 +57,19 @@ def make_suite(measure: Counting) -> Suite:
             peak_memory=True,
         ),
     )
-    return Suite("fairfd", (experiment,), claims, speeds)
+    return Suite("fairfd", "Ours is an <idea>.", (experiment,), claims, speeds)
 
 
 @pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch) -> Counting:
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Counting:
+    tmp_path = tmp_path_factory.mktemp("repository")
     counting = Counting()
     suite = make_suite(counting)
     for module in (registry, report):
         monkeypatch.setattr(module, "suites", lambda *_: [suite])
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(records.load_record, "__defaults__", (tmp_path / "records",))
+    monkeypatch.setattr(records.save_record, "__defaults__", (tmp_path / "records",))
     return counting
 
 
@@ -89,16 +81,17 @@ def test_a_run_writes_json_and_a_report_and_leaves_with_zero(
     measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reproduce("run", "--out", str(tmp_path)) == 0
-    assert measure.calls == [(0, "smoke"), (1, "smoke"), (2, "smoke")]
+    assert measure.calls == [(seed, "smoke") for seed in range(6)]
     values = json.loads((tmp_path / "smoke.json").read_text())
     assert {each["claim"]["id"]: each["verdict"] for each in values["outcomes"]} == {
         "fairfd/wins": "holds",
         "fairfd/loses": "does not hold",
     }
-    assert len(values["measured"]) == 3
+    assert len(values["measured"]) == 6
     printed = capsys.readouterr().out
     assert "does not hold" in printed
-    assert "2 claims" in printed
+    assert "Of 2 claims 1 hold, 1 do not hold, 0 are open." in printed
+    assert "Ours is an <idea>." in printed
     assert (tmp_path / "report.html").exists()
 
 
@@ -110,24 +103,48 @@ def test_finished_seeds_are_not_measured_again(measure: Counting, tmp_path: Path
     interrupted = list(measure.calls)
     reproduce("run", "--out", str(tmp_path))
     assert interrupted == [(0, "smoke"), (1, "smoke")]
-    assert measure.calls == [(0, "smoke"), (1, "smoke"), (2, "smoke")]
+    assert measure.calls == [(seed, "smoke") for seed in range(6)]
     reproduce("run", "--out", str(tmp_path), "--fresh")
-    assert len(measure.calls) == 6
+    assert len(measure.calls) == 12
 
 
 def test_changed_code_is_measured_again(measure: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reproduce("run", "--out", str(tmp_path))
     monkeypatch.setattr(running, "fingerprint", lambda package: f"other-{package}")
     reproduce("run", "--out", str(tmp_path))
-    assert len(measure.calls) == 6
+    assert len(measure.calls) == 12
 
 
-def test_a_claim_that_no_longer_holds_changes_the_exit_code(
+def test_a_claim_that_contradicts_its_record_changes_the_exit_code(
     measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert reproduce("run", "--out", str(tmp_path), "--record") == 0
+    record = records.load_record("fairfd", "smoke")
+    assert record is not None
+    assert [each.seed for each in record.seeds] == list(range(6))
+    assert {each.id: each.verdict for each in record.claims} == {
+        "fairfd/wins": Verdict.HOLDS,
+        "fairfd/loses": Verdict.DOES_NOT_HOLD,
+    }
+    assert record.machine["processor"]
+    assert reproduce("run", "--out", str(tmp_path), "--fresh") == 0
+    capsys.readouterr()
     measure.gain = -0.1
-    assert reproduce("run", "--out", str(tmp_path)) == 3
-    assert "regressed: fairfd/wins" in capsys.readouterr().out
+    assert reproduce("run", "--out", str(tmp_path), "--fresh") == 3
+    assert "contradicts its record: fairfd/wins" in capsys.readouterr().out
+    # Few seeds decide nothing, but this far outside of what the record predicts they say that something has changed.
+    assert reproduce("run", "--out", str(tmp_path), "--fresh", "--seeds", "2") == 3
+
+
+def test_few_seeds_within_the_prediction_are_too_small_to_tell(
+    measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("run", "--out", str(tmp_path), "--record")
+    assert reproduce("run", "--out", str(tmp_path), "--fresh", "--seeds", "4") == 0
+    printed = capsys.readouterr().out
+    assert "too few seeds" in printed
+    assert "too small to tell" in printed
+    assert measure.calls
 
 
 def test_more_seeds_and_other_tiers(measure: Counting, tmp_path: Path) -> None:
@@ -151,11 +168,13 @@ def test_the_report_is_self_contained_and_escaped(measure: Counting, tmp_path: P
     reproduce("run", "--out", str(tmp_path))
     reproduce("speed", "--out", str(tmp_path))
     html = (tmp_path / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
     assert "Ours &lt;wins&gt;." in html
     assert "A &lt;trial&gt;." in html
     assert html.count("data:image/png;base64,") == 1
-    assert html.count("<circle") == 2 * 3
+    assert html.count('<circle class="seed"') == 2 * 6
+    assert html.count('<circle class="effect') == 2
+    assert "our &lt;arm&gt;" in html
     assert "fairfd/sum" in html
     assert measure.calls
 
@@ -172,7 +191,7 @@ def test_the_list_names_every_claim(measure: Counting, capsys: pytest.CaptureFix
     reproduce("list")
     printed = capsys.readouterr().out
     assert "fairfd/wins" in printed
-    assert "smoke: does not hold" in printed
+    assert "not recorded" in printed
     assert measure.calls == []
 
 

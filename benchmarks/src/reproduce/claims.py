@@ -1,19 +1,13 @@
-"""What a claim is, and when it holds.
+"""What is claimed, of which experiment, and by what comparison; `reproduce.judging` says whether it holds.
 
-A claim compares a method with a baseline (another arm of the same experiment, or a fixed number) on one metric, over several
-seeds. Both arms of a seed see the same data and the same budget, so the test is paired: a Student-t interval of the mean
-difference. A claim holds when the whole interval lies on the claimed side, does not hold when the whole interval lies on
-the other, and is inconclusive in between.
+A claim is a sentence of a paper, or of our README, with one comparison of an experiment's numbers: an arm against another arm of
+the same seeds, data and budget, or against a fixed number. Margins are part of the claim and stated before anything is measured.
 """
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from scipy import stats
 
 Measurement = Mapping[str, Mapping[str, float]]
 """Arm to metric to value, for one seed."""
@@ -21,61 +15,97 @@ Measurement = Mapping[str, Mapping[str, float]]
 TIERS = ("smoke", "small", "medium", "paper")
 
 
-class Verdict(enum.StrEnum):
-    """What the numbers say about a claim."""
-
-    HOLDS = "holds"
-    DOES_NOT_HOLD = "does not hold"
-    INCONCLUSIVE = "inconclusive"
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A measurement that several claims read.
 
     Attributes:
-        package: whose experiment it is.
         name: unique within the package.
         summary: what is done, in a sentence.
         seeds: for each tier it exists in, how many seeds are run by default.
         measure: given a seed, a tier and an empty folder for sample pictures, the value of each metric of each arm.
+        arms: what is compared, code to words; every arm of a claim is among them.
+        metrics: what is measured, code to words with the unit; every metric of a claim is among them.
     """
 
-    package: str
     name: str
     summary: str
     seeds: Mapping[str, int]
     measure: Callable[[int, str, Path], Measurement]
+    arms: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm's metric against another arm's, or against a number. Made by `higher`, `lower`, `not_lower`, ... below.
+
+    Attributes:
+        metric: which metric of the arms is compared.
+        arm: the arm that the claim is about.
+        other: the arm, or the number, it is compared with.
+        relation: what is claimed of arm minus other, given the margin.
+        margin: the smallest difference that matters, in the metric's unit; not negative.
+    """
+
+    metric: str
+    arm: str
+    other: str | float
+    relation: Literal["higher", "lower", "not lower", "not higher", "same"]
+    margin: float = 0.0
+
+
+def higher(metric: str, arm: str, *, than: str | float, by: float = 0.0) -> Comparison:
+    """The arm exceeds the other by more than `by` (superiority)."""
+    return Comparison(metric, arm, than, "higher", by)
+
+
+def lower(metric: str, arm: str, *, than: str | float, by: float = 0.0) -> Comparison:
+    """The arm is below the other by more than `by` (superiority)."""
+    return Comparison(metric, arm, than, "lower", by)
+
+
+def not_lower(metric: str, arm: str, *, than: str | float, within: float) -> Comparison:
+    """The arm is at most `within` below the other (non-inferiority)."""
+    return Comparison(metric, arm, than, "not lower", within)
+
+
+def same(metric: str, arm: str, *, as_: str | float, within: float) -> Comparison:
+    """The arm is as the other, up to `within` either way (equivalence, by two one-sided tests)."""
+    return Comparison(metric, arm, as_, "same", within)
+
+
+def at_least(metric: str, arm: str, limit: float) -> Comparison:
+    """The arm reaches a number."""
+    return Comparison(metric, arm, limit, "not lower")
+
+
+def at_most(metric: str, arm: str, limit: float) -> Comparison:
+    """The arm keeps to a number."""
+    return Comparison(metric, arm, limit, "not higher")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, or of our README, that can be checked.
+    """A sentence that can be checked; made by `claim`.
 
     Attributes:
         id: `package/short-name`.
-        statement: the claim in our words.
-        source: where it is made: paper section or table, or README.
+        statement: the claim in our words, a sentence.
+        comparison: what must hold of the numbers.
         experiment: the name of the experiment that measures it.
-        metric: which metric of the arms is compared.
-        method: the arm that is claimed to be better.
-        baseline: the arm, or the number, it is compared with.
-        better: whether the method is claimed to be higher or lower.
-        margin: the smallest difference that matters, in the metric's unit.
-        recorded: the verdict as last measured, for each tier.
+        source: where it is made: paper section or table, or README.
+        deterministic: no chance is involved (a formula, memory, exactness, a shipped model on fixed pictures): one measurement
+            decides, and no statistics are done.
         remark: what a reader must know to judge the numbers.
     """
 
     id: str
     statement: str
-    source: str
+    comparison: Comparison
     experiment: str
-    metric: str
-    method: str
-    baseline: str | float
-    better: Literal["higher", "lower"]
-    recorded: Mapping[str, Verdict]
-    margin: float = 0.0
+    source: str
+    deterministic: bool = False
     remark: str = ""
 
     @property
@@ -83,96 +113,44 @@ class Claim:
         """The package that makes the claim."""
         return self.id.split("/")[0]
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A claim with its numbers.
-
-    Attributes:
-        method: mean of the method's metric over the seeds.
-        baseline: mean of the baseline's.
-        effect: mean of method minus baseline.
-        interval: 95 % interval of the effect; None with one seed.
-        seeds: number of seeds.
-        verdict: what they say.
-    """
-
-    claim: Claim
-    tier: str
-    method: float
-    baseline: float
-    effect: float
-    interval: tuple[float, float] | None
-    seeds: int
-    verdict: Verdict
-
     @property
-    def recorded(self) -> Verdict | None:
-        """The verdict that the registry records for this tier."""
-        return self.claim.recorded.get(self.tier)
-
-    def has_regressed(self, full: int) -> bool:
-        """Whether a claim recorded as holding no longer does.
-
-        An inconclusive result counts only with at least `full` seeds: with fewer, a wide interval is nobody's fault.
-        """
-        if self.recorded is not Verdict.HOLDS:
-            return False
-        return self.verdict is Verdict.DOES_NOT_HOLD or (self.verdict is Verdict.INCONCLUSIVE and self.seeds >= full)
+    def name(self) -> str:
+        """The claim's name within its package."""
+        return self.id.split("/", 1)[1]
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student-t interval of the mean; a point when all values are equal, None with fewer than two."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.size < 2:
-        return None
-    spread = stats.sem(data)
-    if spread == 0:
-        return float(data[0]), float(data[0])
-    low, high = stats.t.interval(level, data.size - 1, loc=data.mean(), scale=spread)
-    return float(low), float(high)
+def claim(
+    id: str,  # noqa: A002  # what it is
+    statement: str,
+    comparison: Comparison,
+    *,
+    experiment: str,
+    source: str,
+    deterministic: bool = False,
+    remark: str = "",
+) -> Claim:
+    """State a claim; see `Claim` for the arguments.
 
-
-def judge(claim: Claim, tier: str, measurements: Sequence[Measurement]) -> Outcome:
-    """Compare the arms of a claim over the seeds that were measured.
+    Example:
+        >>> claim(
+        ...     "vptnsp/less-drift-than-sequential",
+        ...     "Features of the first task move less than under sequential prompt tuning.",
+        ...     lower("drift", "nsp2", than="seq"),
+        ...     experiment="glyphs",
+        ...     source="paper §4, Fig. 4",
+        ... ).name
+        'less-drift-than-sequential'
 
     Raises:
-        KeyError: the experiment did not report an arm or metric of the claim.
+        ValueError: the id has no package, the statement is no sentence, or the margin is negative.
     """
-    method = np.array([each[claim.method][claim.metric] for each in measurements], dtype=np.float64)
-    if isinstance(claim.baseline, str):
-        baseline = np.array([each[claim.baseline][claim.metric] for each in measurements], dtype=np.float64)
-    else:
-        baseline = np.full_like(method, claim.baseline)
-    difference = method - baseline
-    between = mean_interval(difference.tolist())
-    return Outcome(
-        claim=claim,
-        tier=tier,
-        method=float(method.mean()),
-        baseline=float(baseline.mean()),
-        effect=float(difference.mean()),
-        interval=between,
-        seeds=len(measurements),
-        verdict=_verdict(claim, between),
-    )
-
-
-def _verdict(claim: Claim, between: tuple[float, float] | None) -> Verdict:
-    if between is None:
-        return Verdict.INCONCLUSIVE
-    low, high = between
-    # In units of "better by more than the margin": positive is what is claimed.
-    ends = (
-        (low - claim.margin, high - claim.margin)
-        if claim.better == "higher"
-        else (-high - claim.margin, -low - claim.margin)
-    )
-    if ends[0] > 0:
-        return Verdict.HOLDS
-    if ends[1] <= 0:
-        return Verdict.DOES_NOT_HOLD
-    return Verdict.INCONCLUSIVE
+    if id.count("/") != 1:
+        raise ValueError(f"{id}: an id is package/short-name")
+    if not (statement[:1].isupper() or statement[:1].isdigit()) or not statement.endswith("."):
+        raise ValueError(f"{id}: the statement must be a sentence: {statement}")
+    if comparison.margin < 0:
+        raise ValueError(f"{id}: a margin is not negative; say not_lower(..., within=...)")
+    return Claim(id, statement, comparison, experiment, source, deterministic, remark.rstrip("."))
 
 
 @dataclass(frozen=True)
@@ -207,21 +185,64 @@ class Speed:
 
 @dataclass(frozen=True)
 class Suite:
-    """All that one package is measured by."""
+    """All that one package is measured by.
+
+    Attributes:
+        package: which.
+        idea: what the paper claims, in a sentence.
+        experiments: what is run.
+        claims: what is claimed of it, in the order of the report: a claim that refers to another comes after it.
+        speeds: what is timed.
+    """
 
     package: str
-    experiments: Sequence[Experiment] = field(default_factory=tuple)
-    claims: Sequence[Claim] = field(default_factory=tuple)
-    speeds: Sequence[Speed] = field(default_factory=tuple)
+    idea: str
+    experiments: Sequence[Experiment] = ()
+    claims: Sequence[Claim] = ()
+    speeds: Sequence[Speed] = ()
 
     def __post_init__(self) -> None:
-        names = {each.name for each in self.experiments}
+        names = [each.name for each in self.experiments]
+        if len(set(names)) < len(names) or len({each.id for each in self.claims}) < len(self.claims):
+            raise ValueError(f"{self.package}: two experiments or two claims have the same name")
         for claim in self.claims:
+            if claim.package != self.package:
+                raise ValueError(f"{claim.id}: is no claim of {self.package}")
             if claim.experiment not in names:
                 raise ValueError(f"{claim.id}: no experiment named {claim.experiment}")
-            if not set(claim.recorded) <= set(self.experiment(claim).seeds):
-                raise ValueError(f"{claim.id}: a verdict is recorded for a tier that {claim.experiment} lacks")
+            experiment, comparison = self.experiment(claim), claim.comparison
+            for arm in (comparison.arm, comparison.other):
+                if isinstance(arm, str) and arm not in experiment.arms:
+                    raise ValueError(f"{claim.id}: {experiment.name} has no words for the arm {arm}")
+            if comparison.metric not in experiment.metrics:
+                raise ValueError(f"{claim.id}: {experiment.name} has no words for the metric {comparison.metric}")
 
     def experiment(self, claim: Claim) -> Experiment:
         """The experiment that measures a claim."""
         return next(each for each in self.experiments if each.name == claim.experiment)
+
+
+def comparison_in_words(comparison: Comparison, experiment: Experiment) -> str:
+    """The comparison as a person would say it: `nearest class means: accuracy (%) higher than frozen prompts by more than 2`."""
+    arm = experiment.arms[comparison.arm]
+    metric = experiment.metrics[comparison.metric]
+    margin = f"{comparison.margin:g}"
+    if isinstance(comparison.other, str):
+        other = experiment.arms[comparison.other]
+        said = {
+            "higher": f"higher than {other}" + (f" by more than {margin}" if comparison.margin else ""),
+            "lower": f"lower than {other}" + (f" by more than {margin}" if comparison.margin else ""),
+            "not lower": f"at most {margin} below {other}",
+            "not higher": f"at most {margin} above {other}",
+            "same": f"as {other}, up to {margin} either way",
+        }
+    else:
+        other = f"{comparison.other:g}"
+        said = {
+            "higher": f"above {other}" + (f" by more than {margin}" if comparison.margin else ""),
+            "lower": f"below {other}" + (f" by more than {margin}" if comparison.margin else ""),
+            "not lower": f"at least {comparison.other - comparison.margin:g}",
+            "not higher": f"at most {comparison.other + comparison.margin:g}",
+            "same": f"{other}, up to {margin} either way",
+        }
+    return f"{arm}: {metric} {said[comparison.relation]}"

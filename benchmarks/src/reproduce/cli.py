@@ -6,10 +6,11 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tenfold import UserError
@@ -17,6 +18,11 @@ from tenfold import cli as conventions
 from tenfold.cli import EXIT_LIMIT_BROKEN, verb
 from tenfold.files import check_writable
 from tenfold.options import Count, check_number
+
+if TYPE_CHECKING:
+    from reproduce.claims import Suite
+    from reproduce.judging import Outcome
+    from reproduce.records import Agreement
 
 SMOKE_BUDGET_SECONDS = 25.0
 """What each package may take of the smoke tier on two cores."""
@@ -49,10 +55,11 @@ def run(
     seeds: Count | None = None,
     out: Path = Path("results"),
     fresh: bool = False,
+    record: bool = False,
 ) -> int:
     """Measure the claims of a tier; finished seeds are kept and not measured again.
 
-    Leaves with 0 when every claim recorded as holding still holds, otherwise with 3.
+    The result is held against the record in the repository. Leaves with 3 where a claim contradicts it, otherwise with 0.
 
     Args:
         only: Packages to check; all installed ones by default.
@@ -60,15 +67,20 @@ def run(
         seeds: How many seeds; each experiment's own number by default.
         out: Where results and the report go.
         fresh: Measure again what is stored.
+        record: Write what was measured as the record that later runs are held against.
     """
+    from reproduce.records import RECORDS, Agreement, agreement, load_record, save_record
     from reproduce.registry import suites
-    from reproduce.report import load_tier, save_tier, write_html
+    from reproduce.report import load_tier, machine, save_tier, write_html
     from reproduce.running import outcomes, run_suites
 
     chosen = suites(only)
     # Refused before minutes of measuring, not after.
     check_writable(out / f"{tier}.json")
+    if record:
+        check_writable(RECORDS / tier)
     load_tier(out, tier)
+    records = {suite.package: load_record(suite.package, tier) for suite in chosen}
     measured, seconds = [], defaultdict(float)
     progress = Console(stderr=True)
     for step in run_suites(chosen, tier, seeds, out, fresh):
@@ -87,7 +99,8 @@ def run(
         )
     save_tier(out, tier, judged, measured)
     report = write_html(out)
-    _print_outcomes(judged)
+    agreements = {each.claim.id: agreement(each, records[each.claim.package]) for each in judged}
+    _print_outcomes(chosen, judged, agreements)
     for package, spent in seconds.items():
         over = (
             f", over the {SMOKE_BUDGET_SECONDS:.0f} s budget"
@@ -95,36 +108,50 @@ def run(
             else ""
         )
         print(f"{package}: {spent:.1f} s{over}")
-    full = {
-        (suite.package, each.name): each.seeds[tier]
-        for suite in chosen
-        for each in suite.experiments
-        if tier in each.seeds
-    }
-    regressed = [each for each in judged if each.has_regressed(full[each.claim.package, each.claim.experiment])]
-    for each in regressed:
-        print(f"regressed: {each.claim.id} is recorded as holding and {each.verdict}")
+    contradicted = [each for each in judged if agreements[each.claim.id] is Agreement.CONTRADICTS]
+    for each in contradicted:
+        print(f"contradicts its record: {each.claim.id} ({each.verdict}, {each.effect:+.4g})")
+    if record:
+        for suite in chosen:
+            mine = [each for each in judged if each.claim.package == suite.package]
+            seeds_of = [each for each in measured if each.package == suite.package]
+            if mine:
+                print(f"recorded -> {save_record(suite.package, tier, mine, seeds_of, machine())}")
     print(f"{len(judged)} claims -> {report}")
-    return EXIT_LIMIT_BROKEN if regressed else 0
+    return EXIT_LIMIT_BROKEN if contradicted and not record else 0
 
 
-def _print_outcomes(judged: list) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("package", "claim", "arms", "effect [95 %]", "verdict"):
-        table.add_column(name, justify="right" if name.startswith("effect") else "left", overflow="fold")
-    colours = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
-    for each in judged:
-        claim = each.claim
-        table.add_row(
-            claim.package,
-            claim.id.split("/", 1)[1],
-            f"{claim.method} {'>' if claim.better == 'higher' else '<'} {claim.baseline} ({claim.metric})",
-            f"{each.effect:+.4g} [{each.interval[0]:+.3g}, {each.interval[1]:+.3g}]"
-            if each.interval
-            else f"{each.effect:+.4g}",
-            f"[{colours[each.verdict]}]{each.verdict}[/]",
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+COLORS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow", "too few seeds": "yellow"}
+
+
+def _print_outcomes(chosen: "list[Suite]", judged: "list[Outcome]", agreements: "dict[str, Agreement]") -> None:
+    """What a reader sees first: each paper's idea, its claims as sentences with what was measured, and a count at the end."""
+    from reproduce.report import count_verdicts
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for suite in chosen:
+        mine = [each for each in judged if each.claim.package == suite.package]
+        if not mine:
+            continue
+        console.print(f"\n[bold]{suite.package}[/]: {suite.idea}", highlight=False)
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(width=14)
+        table.add_column(ratio=1, overflow="fold")
+        table.add_column(justify="right", overflow="fold")
+        table.add_column(overflow="fold")
+        for each in mine:
+            bounds = f" [{each.interval[0]:+.3g}, {each.interval[1]:+.3g}]" if each.interval else ""
+            table.add_row(
+                f"[{COLORS[each.verdict]}]{each.verdict}[/]",
+                escape(each.claim.statement),
+                escape(f"{each.effect:+.4g}{bounds}"),
+                "" if agreements[each.claim.id] == "agrees" else agreements[each.claim.id].value,
+            )
+        console.print(table)
+    counts = count_verdicts(judged)
+    print(
+        f"\nOf {len(judged)} claims {counts['hold']} hold, {counts['do not hold']} do not hold, {counts['open']} are open."
+    )
 
 
 @app.command(name="list", help_epilogue="Examples:\n  $ reproduce list --only fairfd cskopt")
@@ -134,12 +161,17 @@ def list_claims(*, only: Only = ()) -> None:
     Args:
         only: Packages to list; all installed ones by default.
     """
+    from reproduce.claims import TIERS
+    from reproduce.records import load_record
     from reproduce.registry import suites
 
-    for suite in suites(only):
+    chosen = suites(only)
+    records = {suite.package: {tier: load_record(suite.package, tier) for tier in TIERS} for suite in chosen}
+    for suite in chosen:
         for claim in suite.claims:
-            recorded = ", ".join(f"{tier}: {verdict}" for tier, verdict in claim.recorded.items())
-            print(f"{claim.id}\n    {claim.statement} ({claim.source})\n    {recorded}")
+            found = {tier: record.claim(claim.id) for tier, record in records[suite.package].items() if record}
+            recorded = ", ".join(f"{tier}: {each.verdict}" for tier, each in found.items() if each)
+            print(f"{claim.id}\n    {claim.statement} ({claim.source})\n    {recorded or 'not recorded'}")
         for speed in suite.speeds:
             print(f"{speed.id}\n    {speed.statement}; aim {speed.target:g}x\n    speed")
 

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: one dot a seed, a bar for the mean's interval, one row an arm."""
+"""Plots as inline SVG: dots and intervals of arms, and effects with theirs (a forest plot)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from html import escape
 
 import numpy as np
 
-from reproduce.claims import mean_interval
+from reproduce.judging import Outcome
+from reproduce.statistics import student_interval
 
 
 def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 640) -> str:
@@ -39,7 +40,7 @@ def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 64
     for index, (arm, row) in enumerate(values.items()):
         y = top + row_height * (index + 0.5)
         parts.append(f'<text class="arm" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(arm)}</text>')
-        between = mean_interval([value for value in row if math.isfinite(value)])
+        between = student_interval([value for value in row if math.isfinite(value)])
         if between:
             low, high = max(between[0], ticks[0]), min(between[1], ticks[-1])
             parts.append(f'<line class="interval" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -51,6 +52,53 @@ def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 64
     middle = left + (width - left - 24) / 2
     parts.append(
         f'<text class="axis" x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(metric)}</text></svg>'
+    )
+    return "".join(parts)
+
+
+def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 640) -> str:
+    """The effects of claims on one metric with their intervals by sign flips, around the line of no difference.
+
+    Args:
+        outcomes: claims whose effects have one unit.
+        metric: the axis title.
+        width: in pixels.
+
+    Returns:
+        An `<svg>` element whose colours follow the page.
+    """
+    rows = [each for each in outcomes if math.isfinite(each.effect)]
+    if not rows:
+        return ""
+    ends = [0.0, *(each.effect for each in rows), *(end for each in rows if each.interval for end in each.interval)]
+    ticks = axis_ticks(min(ends), max(ends))
+    left, row_height, top = 250, 26, 8
+    span = ticks[-1] - ticks[0]
+    bottom = top + row_height * len(rows)
+
+    def x(value: float) -> float:
+        return left + (value - ticks[0]) / span * (width - left - 24)
+
+    parts = [f'<svg viewBox="0 0 {width} {bottom + 40}" role="img" aria-label="effects: {escape(metric)}">']
+    for tick in ticks:
+        kind = "zero" if tick == 0 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+    for index, each in enumerate(rows):
+        y = top + row_height * (index + 0.5)
+        parts.append(
+            f'<text class="arm" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(each.claim.name)}</text>'
+        )
+        if each.interval:
+            parts.append(
+                f'<line class="interval" x1="{x(each.interval[0]):.1f}" x2="{x(each.interval[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+        kind = each.verdict.replace(" ", "-")
+        parts.append(
+            f'<circle class="effect {kind}" cx="{x(each.effect):.1f}" cy="{y:.1f}" r="5"><title>{each.effect:.4g}</title></circle>'
+        )
+    parts.append(
+        f'<text class="axis" x="{left + (width - left - 24) / 2:.0f}" y="{bottom + 34}" text-anchor="middle">difference in {escape(metric)}</text></svg>'
     )
     return "".join(parts)
 

@@ -14,8 +14,10 @@ import cattrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from reproduce.claims import TIERS, Outcome, Verdict
-from reproduce.plots import dot_plot
+from reproduce.claims import TIERS, Suite, comparison_in_words
+from reproduce.judging import Outcome, Verdict
+from reproduce.plots import dot_plot, forest_plot
+from reproduce.records import agreement, load_record
 from reproduce.registry import suites
 from reproduce.running import JSON, SeedResult
 from reproduce.timing import Timing
@@ -120,9 +122,10 @@ def write_html(results: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("reproduce"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    summaries = {(suite.package, each.name): each.summary for suite in suites() for each in suite.experiments}
+    papers = [view for suite in suites() if (view := _paper_view(results, suite, tiers))["tiers"]]
     html = environment.get_template("report.html.j2").render(
-        tiers=[_tier_view(results, report, summaries) for report in tiers],
+        papers=papers,
+        tiers=[each.tier for each in tiers],
         timings=speed.timings if speed else (),
         machine=machine(),
         number=_number,
@@ -131,38 +134,85 @@ def write_html(results: Path) -> Path:
     return results / "report.html"
 
 
-def _tier_view(results: Path, report: TierReport, summaries: dict[tuple[str, str], str]) -> dict[str, Any]:
-    keys = list(dict.fromkeys((each.package, each.experiment) for each in report.measured))
-    return {
-        "tier": report.tier,
-        "outcomes": report.outcomes,
-        "counts": {verdict.value: sum(each.verdict is verdict for each in report.outcomes) for verdict in Verdict},
-        "experiments": [
-            _experiment_view(results, report, package, name, summaries.get((package, name), ""))
-            for package, name in keys
-        ],
-    }
+def count_verdicts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many claims hold, do not hold, and are open."""
+    held, failed = (
+        sum(each.verdict is verdict for each in outcomes) for verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD)
+    )
+    return {"hold": held, "do not hold": failed, "open": len(outcomes) - held - failed}
 
 
-def _experiment_view(results: Path, report: TierReport, package: str, name: str, summary: str) -> dict[str, Any]:
-    seeds = [each for each in report.measured if (each.package, each.experiment) == (package, name)]
-    claimed = [
-        each.claim.metric for each in report.outcomes if (each.claim.package, each.claim.experiment) == (package, name)
-    ]
-    pictures = [picture for picture in seeds[0].pictures if (results / picture).exists()]
+def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport]) -> dict[str, Any]:
+    """What the report says of one paper: what it claims, how to run it again, and each tier that was measured."""
+    views = []
+    for report in tiers:
+        outcomes = [each for each in report.outcomes if each.claim.package == suite.package]
+        if not outcomes:
+            continue
+        order = {claim.id: number for number, claim in enumerate(suite.claims)}
+        outcomes.sort(key=lambda each: order.get(each.claim.id, len(order)))
+        record = load_record(suite.package, report.tier)
+        seeds = [each for each in report.measured if each.package == suite.package]
+        views.append(
+            {
+                "tier": report.tier,
+                "counts": count_verdicts(outcomes),
+                "seconds": sum(each.seconds for each in seeds),
+                "record": record,
+                "rows": [
+                    {"outcome": each, "said": _said(suite, each), "agreement": agreement(each, record).value}
+                    for each in outcomes
+                ],
+                "experiments": [
+                    _experiment_view(
+                        results, suite, name, outcomes, [each for each in seeds if each.experiment == name]
+                    )
+                    for name in dict.fromkeys(each.experiment for each in seeds)
+                ],
+            }
+        )
+    return {"package": suite.package, "idea": suite.idea, "tiers": views}
+
+
+def _said(suite: Suite, outcome: Outcome) -> str:
+    known = {claim.id for claim in suite.claims}
+    if outcome.claim.id not in known:
+        return ""  # a result of an older version
+    return comparison_in_words(outcome.claim.comparison, suite.experiment(outcome.claim))
+
+
+def _experiment_view(
+    results: Path, suite: Suite, name: str, outcomes: Sequence[Outcome], seeds: list[SeedResult]
+) -> dict[str, Any]:
+    """Effects, arms and pictures of one experiment."""
+    experiment = next((each for each in suite.experiments if each.name == name), None)
+    claimed = [each for each in outcomes if each.claim.experiment == name]
+    metrics = list(dict.fromkeys(each.claim.comparison.metric for each in claimed))
+    words = experiment.metrics if experiment else {}
+    arms = experiment.arms if experiment else {}
     return {
-        "title": f"{package}: {name}",
-        "summary": summary,
+        "title": name,
+        "summary": experiment.summary if experiment else "",
         "seeds": len(seeds),
         "seconds": sum(each.seconds for each in seeds),
+        "forests": [
+            forest_plot([each for each in claimed if each.claim.comparison.metric == metric], words.get(metric, metric))
+            for metric in metrics
+        ],
         "plots": [
             dot_plot(
-                {arm: [each.measurement[arm][metric] for each in seeds] for arm in _arms_with(seeds, metric)}, metric
+                {
+                    arms.get(arm, arm): [each.measurement[arm][metric] for each in seeds]
+                    for arm in _arms_with(seeds, metric)
+                },
+                words.get(metric, metric),
             )
-            for metric in dict.fromkeys(claimed)
+            for metric in metrics
         ],
         "pictures": [
-            {"name": Path(each).stem.replace("-", " "), "data": _data_uri(results / each)} for each in pictures
+            {"name": Path(each).stem.replace("-", " "), "data": _data_uri(results / each)}
+            for each in seeds[0].pictures
+            if (results / each).exists()
         ],
     }
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from reproduce.claims import Claim, Experiment, Measurement, Outcome, Suite, judge
+from reproduce.claims import Claim, Experiment, Measurement, Suite
+from reproduce.judging import Outcome, judge_all
 from tenfold import UserError
 from tenfold.files import write_text
 from tenfold.reading import read_json_object
@@ -80,11 +81,12 @@ def _version(distribution: str) -> str:
 
 
 def run_seed(
-    experiment: Experiment, tier: str, seed: int, results: Path, mark: str, fresh: bool
+    package: str, experiment: Experiment, tier: str, seed: int, results: Path, mark: str, fresh: bool
 ) -> tuple[SeedResult, bool]:
     """Measure one seed, or take its stored result.
 
     Args:
+        package: whose experiment.
         experiment: what to run.
         tier: at which size.
         seed: the seed.
@@ -95,7 +97,7 @@ def run_seed(
     Returns:
         The result, and whether it had been stored.
     """
-    place = results / "runs" / tier / experiment.package / experiment.name / f"seed-{seed}"
+    place = results / "runs" / tier / package / experiment.name / f"seed-{seed}"
     stored = None if fresh else _stored(place / "result.json", mark)
     if stored:
         return stored, True
@@ -104,7 +106,7 @@ def run_seed(
     started = time.perf_counter()
     measurement = experiment.measure(seed, tier, place)
     result = SeedResult(
-        package=experiment.package,
+        package=package,
         experiment=experiment.name,
         tier=tier,
         seed=seed,
@@ -158,12 +160,12 @@ def run_suites(chosen: list[Suite], tier: str, seeds: int | None, results: Path,
     ]
     marks = {suite.package: fingerprint(suite.package) for suite in chosen}
     for number, (suite, experiment, seed) in enumerate(plan, start=1):
-        result, was_stored = run_seed(experiment, tier, seed, results, marks[suite.package], fresh)
+        result, was_stored = run_seed(suite.package, experiment, tier, seed, results, marks[suite.package], fresh)
         yield Step(suite, result, was_stored, number, len(plan))
 
 
 def outcomes(chosen: list[Suite], tier: str, measured: list[SeedResult]) -> list[Outcome]:
-    """Judge every claim whose experiment has been measured in `tier`."""
+    """Judge every claim whose experiment has been measured in `tier`, the claims of a package together."""
 
     def of(claim: Claim) -> list[Measurement]:
         return [
@@ -172,4 +174,7 @@ def outcomes(chosen: list[Suite], tier: str, measured: list[SeedResult]) -> list
             if (each.package, each.experiment) == (claim.package, claim.experiment)
         ]
 
-    return [judge(claim, tier, of(claim)) for suite in chosen for claim in suite.claims if of(claim)]
+    return judge_all(
+        tier,
+        {suite.package: {claim: of(claim) for claim in suite.claims if of(claim)} for suite in chosen},
+    )

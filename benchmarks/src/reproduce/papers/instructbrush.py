@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement, Speed, Suite, Verdict
+from reproduce.claims import Experiment, Measurement, Speed, Suite, claim, higher, lower
 
 EFFECTS = ("comic", "heat", "leak", "pink")
 METHODS = (
@@ -25,6 +25,31 @@ METHODS = (
     "kv-j5",
     "kv-4",
 )
+WORDS = {
+    "copy": "the unchanged picture",
+    "affine-color": "a fitted colour map",
+    "text": "the nearest words",
+    "textual-inversion": "Textual Inversion",
+    "visii": "Visii (its guided loss and CLIP term)",
+    "text-embed": "the text embedding, same loss and steps",
+    "kv": "keys and values (the method)",
+    "kv-no-init": "keys and values, started from nothing",
+    "kv-j5": "keys and values in five time partitions",
+    "kv-4": "keys and values of four tokens",
+    "editor": "the embedded editor, told in its own words",
+    "editor without instruction": "the embedded editor without an instruction",
+    "autoencoder alone": "the wanted picture through the autoencoder",
+}
+METRICS = {
+    "psnr": "PSNR to the wanted picture (dB)",
+    "ssim": "SSIM to the wanted picture",
+    "clip-dir": "similarity to the edit's direction (CLIP)",
+    "clip-i": "similarity to the wanted picture (CLIP)",
+    "train loss": "training loss",
+    "psnr of heat": "PSNR of the two-colour heat map (dB)",
+    "clip-dir of pink": "direction of the pink object (CLIP)",
+    "MiB above the start": "peak memory of an update (MiB)",
+}
 PAIRS, TESTS, STEPS = 6, 8, 80
 QUICK_EFFECTS, QUICK_METHODS, QUICK_STEPS = ("heat",), ("copy", "text-embed", "kv"), 30
 
@@ -161,129 +186,76 @@ def memory(seed: int, _tier: str, place: Path) -> Measurement:
 
 EXPERIMENTS = (
     Experiment(
-        "instructbrush",
         "quick-look",
         "One edit without a name, learnt from six pairs in 30 updates on the embedded editor; other photographs to test.",
         {"smoke": 2},
         quick,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "instructbrush",
         "unnamed-edits",
         "Four edits without a name (three of photographs, one of drawn objects), each from six pairs in 80 updates; eight test pictures.",
         {"small": 5},
         unnamed,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "instructbrush",
         "taught-edits",
         "The embedded editor told in its own words to edit 48 photographs and scenes that it has not seen.",
         {"small": 5},
         taught,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "instructbrush",
         "step-memory",
         "Peak memory of three updates on 24 rows of the embedded editor, and the size of the instruction file.",
         {"small": 2},
         memory,
+        WORDS,
+        METRICS,
     ),
 )
 
-HOLDS, FAILS, UNCLEAR = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
-
-
-RECORDED: dict[str, dict[str, Verdict]] = {
-    "quick-look-psnr": {"smoke": UNCLEAR},
-    "kv-over-text-direction": {"small": HOLDS},
-    "kv-over-text-psnr": {"small": UNCLEAR},
-    "kv-fits-better": {"small": HOLDS},
-    "kv-over-visii-clip-dir": {"small": HOLDS},
-    "kv-over-visii-psnr": {"small": HOLDS},
-    "kv-over-textual-inversion-clip-dir": {"small": HOLDS},
-    "kv-over-textual-inversion-psnr": {"small": HOLDS},
-    "kv-over-nearest-words-clip-dir": {"small": HOLDS},
-    "kv-over-nearest-words-psnr": {"small": HOLDS},
-    "kv-ssim-over-text": {"small": HOLDS},
-    "initialisation-helps": {"small": UNCLEAR},
-    "one-partition-psnr": {"small": UNCLEAR},
-    "partitions-direction": {"small": UNCLEAR},
-    "four-tokens-are-worse": {"small": UNCLEAR},
-    "colour-map-wins-on-tone": {"small": HOLDS},
-    "kv-over-colour-map-on-objects": {"small": UNCLEAR},
-    "editor-follows-words": {"small": UNCLEAR},
-    "less-memory-than-visii": {"small": HOLDS},
-    "no-more-memory-than-text": {"small": UNCLEAR},
-}
-"""As measured, by claim and tier."""
-
-
-def _claim(
-    name: str,
-    statement: str,
-    source: str,
-    metric: str,
-    arms: tuple[str, str | float],
-    *,
-    lower: bool = False,
-    margin: float = 0.0,
-    experiment: str = "unnamed-edits",
-    remark: str = "",
-) -> Claim:
-    return Claim(
-        id=f"instructbrush/{name}",
-        statement=statement,
-        source=source,
-        experiment=experiment,
-        metric=metric,
-        method=arms[0],
-        baseline=arms[1],
-        better="lower" if lower else "higher",
-        recorded=RECORDED.get(name, {}),
-        margin=margin,
-        remark=remark,
-    )
-
-
 CLAIMS = (
-    _claim(
-        "quick-look-psnr",
+    claim(
+        "instructbrush/quick-look-psnr",
         "Even after 30 updates keys and values edit unseen pictures better than the text embedding (PSNR).",
-        "the paper's ablation, as third parties report it: +1.1 dB",
-        "psnr",
-        ("kv", "text-embed"),
+        higher("psnr", "kv", than="text-embed"),
         experiment="quick-look",
+        source="the paper's ablation, as third parties report it: +1.1 dB",
         remark="Two seeds of a few seconds; the small tier is the measurement",
     ),
-    _claim(
-        "kv-over-text-direction",
+    claim(
+        "instructbrush/kv-over-text-direction",
         "Keys and values go more in the direction of the edit than the text embedding with the same loss, start and steps.",
-        "the paper's ablation, as third parties report it: +0.03",
-        "clip-dir",
-        ("kv", "text-embed"),
+        higher("clip-dir", "kv", than="text-embed"),
+        experiment="unnamed-edits",
+        source="the paper's ablation, as third parties report it: +0.03",
     ),
-    _claim(
-        "kv-over-text-psnr",
+    claim(
+        "instructbrush/kv-over-text-psnr",
         "Keys and values come nearer to the wanted picture than the text embedding (PSNR).",
-        "the paper's ablation, as third parties report it: +1.1 dB",
-        "psnr",
-        ("kv", "text-embed"),
+        higher("psnr", "kv", than="text-embed"),
+        experiment="unnamed-edits",
+        source="the paper's ablation, as third parties report it: +1.1 dB",
     ),
-    _claim(
-        "kv-fits-better",
+    claim(
+        "instructbrush/kv-fits-better",
         "Keys and values reach a lower training loss than the text embedding in the same number of steps.",
-        "method: the keys and values contain what the text can express",
-        "train loss",
-        ("kv", "text-embed"),
-        lower=True,
+        lower("train loss", "kv", than="text-embed"),
+        experiment="unnamed-edits",
+        source="method: the keys and values contain what the text can express",
     ),
     *(
-        _claim(
-            f"kv-over-{name}-{metric}",
+        claim(
+            f"instructbrush/kv-over-{name}-{metric}",
             f"Keys and values beat {words} ({'direction' if metric == 'clip-dir' else metric.upper()}).",
-            "abstract; tables of the revised text",
-            metric,
-            ("kv", rival),
+            higher(metric, "kv", than=rival),
+            experiment="unnamed-edits",
+            source="abstract; tables of the revised text",
         )
         for rival, name, words in (
             ("visii", "visii", "Visii (its guided loss and CLIP term)"),
@@ -292,83 +264,77 @@ CLAIMS = (
         )
         for metric in ("clip-dir", "psnr")
     ),
-    _claim(
-        "kv-ssim-over-text",
+    claim(
+        "instructbrush/kv-ssim-over-text",
         "Keys and values keep more of the wanted structure than the text embedding (SSIM).",
-        "the paper's ablation reports LPIPS .139 against .156; LPIPS needs weights that are not here",
-        "ssim",
-        ("kv", "text-embed"),
+        higher("ssim", "kv", than="text-embed"),
+        experiment="unnamed-edits",
+        source="the paper's ablation reports LPIPS .139 against .156; LPIPS needs weights that are not here",
     ),
-    _claim(
-        "initialisation-helps",
+    claim(
+        "instructbrush/initialisation-helps",
         "Starting from the words that the edit adds and removes gives a higher CLIP similarity than starting from nothing.",
-        "the paper's ablation, as third parties report it: .737 against .727",
-        "clip-i",
-        ("kv", "kv-no-init"),
+        higher("clip-i", "kv", than="kv-no-init"),
+        experiment="unnamed-edits",
+        source="the paper's ablation, as third parties report it: .737 against .727",
         remark="The embedded CLIP finds few fitting words for edits without a name",
     ),
-    _claim(
-        "one-partition-psnr",
+    claim(
+        "instructbrush/one-partition-psnr",
         "Without time partitions PSNR is higher.",
-        "the paper's ablation, as third parties report it",
-        "psnr",
-        ("kv", "kv-j5"),
+        higher("psnr", "kv", than="kv-j5"),
+        experiment="unnamed-edits",
+        source="the paper's ablation, as third parties report it",
     ),
-    _claim(
-        "partitions-direction",
+    claim(
+        "instructbrush/partitions-direction",
         "With five time partitions the direction is better.",
-        "the paper's ablation, as third parties report it",
-        "clip-dir",
-        ("kv-j5", "kv"),
+        higher("clip-dir", "kv-j5", than="kv"),
+        experiment="unnamed-edits",
+        source="the paper's ablation, as third parties report it",
         remark="At equal steps each partition gets a fifth of the updates",
     ),
-    _claim(
-        "four-tokens-are-worse",
+    claim(
+        "instructbrush/four-tokens-are-worse",
         "Replacing all tokens gives a higher PSNR than replacing four.",
-        "our README",
-        "psnr",
-        ("kv", "kv-4"),
+        higher("psnr", "kv", than="kv-4"),
+        experiment="unnamed-edits",
+        source="our README",
     ),
-    _claim(
-        "colour-map-wins-on-tone",
+    claim(
+        "instructbrush/colour-map-wins-on-tone",
         "On a pure change of tone a fitted colour map beats keys and values (PSNR).",
-        "our README, limits",
-        "psnr of heat",
-        ("affine-color", "kv"),
+        higher("psnr of heat", "affine-color", than="kv"),
+        experiment="unnamed-edits",
+        source="our README, limits",
     ),
-    _claim(
-        "kv-over-colour-map-on-objects",
+    claim(
+        "instructbrush/kv-over-colour-map-on-objects",
         "On a change of one object keys and values beat a fitted colour map (direction).",
-        "our README",
-        "clip-dir of pink",
-        ("kv", "affine-color"),
+        higher("clip-dir of pink", "kv", than="affine-color"),
+        experiment="unnamed-edits",
+        source="our README",
     ),
-    _claim(
-        "editor-follows-words",
+    claim(
+        "instructbrush/editor-follows-words",
         "The embedded editor comes nearer to the wanted picture than the unchanged picture does, by 2 dB.",
-        "our README",
-        "psnr",
-        ("editor", "copy"),
-        margin=2.0,
+        higher("psnr", "editor", than="copy", by=2.0),
         experiment="taught-edits",
+        source="our README",
     ),
-    _claim(
-        "less-memory-than-visii",
+    claim(
+        "instructbrush/less-memory-than-visii",
         "An update takes less memory than Visii's on the same pairs.",
-        "our README",
-        "MiB above the start",
-        ("kv", "visii"),
-        lower=True,
+        lower("MiB above the start", "kv", than="visii"),
         experiment="step-memory",
+        source="our README",
     ),
-    _claim(
-        "no-more-memory-than-text",
+    claim(
+        "instructbrush/no-more-memory-than-text",
         "An update takes less memory than the text embedding's on the same pairs.",
-        "our README",
-        "MiB above the start",
-        ("kv", "text-embed"),
-        lower=True,
+        lower("MiB above the start", "kv", than="text-embed"),
         experiment="step-memory",
+        source="our README",
     ),
 )
 
@@ -445,5 +411,11 @@ SPEEDS = (
     ),
 )
 
-SUITE = Suite("instructbrush", experiments=EXPERIMENTS, claims=CLAIMS, speeds=SPEEDS)
+SUITE = Suite(
+    "instructbrush",
+    "An edit shown by a few before/after pairs is learnt as keys and values of the editor's attention, nearer than any words or text embedding.",
+    experiments=EXPERIMENTS,
+    claims=CLAIMS,
+    speeds=SPEEDS,
+)
 """Everything that `reproduce` runs for instructbrush."""

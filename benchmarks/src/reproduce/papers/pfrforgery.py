@@ -11,23 +11,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reproduce.claims import Claim, Experiment, Measurement, Speed, Suite, Verdict
+from reproduce.claims import Experiment, Measurement, Speed, Suite, at_most, claim, higher
 
 if TYPE_CHECKING:
     from pfrforgery import FederationConfig
 
-HOLDS, FAILS, UNCLEAR = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
+RIVALS = ("fedavg-ft", "fedper", "fedrep", "fedbn", "fedrod", "lg-fedavg", "ditto")
+"""Personalised methods other than the paper's."""
 
-RIVALS = {
-    "fedavg-ft": UNCLEAR,
-    "fedper": UNCLEAR,
-    "fedrep": UNCLEAR,
-    "fedbn": HOLDS,
-    "fedrod": UNCLEAR,
-    "lg-fedavg": HOLDS,
-    "ditto": HOLDS,
+WORDS = {
+    "fedpr": "FedPR (the method)",
+    "fedpr, shared alone": "FedPR's shared branch alone",
+    "fedpr, personal alone": "FedPR's personal branch alone",
+    "fedpr, alpha 0": "FedPR without the adversarial loss",
+    "fedpr, routing plain": "two branches without the statistic operations",
+    "local": "every client alone",
+    "central": "all data in one place",
+    "fedavg": "FedAvg, one common model",
+    "fedprox": "FedProx, one common model",
+    "fedavg-ft": "FedAvg, fine-tuned by each client",
+    "fedper": "FedPer",
+    "fedrep": "FedRep",
+    "fedbn": "FedBN",
+    "fedrod": "FedRoD",
+    "lg-fedavg": "LG-FedAvg",
+    "ditto": "Ditto",
+    "ten clients of ResNet-18": "ten clients of ResNet-18",
 }
-"""Personalised methods other than the paper's, and whether FedPR was measured to be more accurate."""
+METRICS = {
+    "ACC": "accuracy, mean over clients (share)",
+    "AUC": "area under the ROC curve, mean over clients",
+    "bytes up": "bytes sent to the server",
+    "upload as a share of FedAvg's": "bytes sent, as a share of FedAvg's",
+    "peak GiB": "peak memory of the process (GiB)",
+}
 
 
 def recipe(seed: int, tier: str, **changes: object) -> "FederationConfig":
@@ -134,161 +151,131 @@ def measure_memory(seed: int, _tier: str, _place: Path) -> Measurement:
 
 EXPERIMENTS = (
     Experiment(
-        "pfrforgery",
         "specific-clue",
         "Five clients of 100 drawn faces; a clue common to all, and a tint whose meaning differs by client. Same data, batches and steps for all.",
         {"smoke": 3, "small": 5},
         measure_specific,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "pfrforgery",
         "rivals",
         "The same drawn faces: other personalised methods, and FedPR without one of its parts.",
         {"small": 5},
         measure_rivals,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "pfrforgery",
         "no-specific-clue",
         "The control: the same faces, but the tint says nothing.",
         {"small": 5},
         measure_control,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "pfrforgery",
         "photographs",
         "Five clients of 100 pieces of real photographs, each with a kind of forgery of its own; tested on other photographs.",
         {"small": 5},
         measure_photographs,
+        WORDS,
+        METRICS,
     ),
-    Experiment("pfrforgery", "ten-clients", "Ten clients of ResNet-18 in one process.", {"small": 2}, measure_memory),
+    Experiment("ten-clients", "Ten clients of ResNet-18 in one process.", {"small": 2}, measure_memory, WORDS, METRICS),
 )
-
-
-def _claim(
-    name: str,
-    statement: str,
-    source: str,
-    arms: tuple[str, str | float],
-    recorded: dict[str, Verdict],
-    *,
-    experiment: str = "specific-clue",
-    metric: str = "ACC",
-    lower: bool = False,
-    remark: str = "",
-) -> Claim:
-    return Claim(
-        id=f"pfrforgery/{name}",
-        statement=statement,
-        source=source,
-        experiment=experiment,
-        metric=metric,
-        method=arms[0],
-        baseline=arms[1],
-        better="lower" if lower else "higher",
-        recorded=recorded,
-        remark=remark,
-    )
 
 
 ABSTRACT, OURS = "paper, abstract", "our control"
 
 CLAIMS = (
-    _claim(
-        "beats-fedavg",
+    claim(
+        "pfrforgery/beats-fedavg",
         "Where clients meet forgeries of their own, FedPR is more accurate for each than one common model.",
-        ABSTRACT,
-        ("fedpr", "fedavg"),
-        {"smoke": HOLDS, "small": HOLDS},
+        higher("ACC", "fedpr", than="fedavg"),
+        experiment="specific-clue",
+        source=ABSTRACT,
         remark="The paper reports 3 to 6 points over federated learning without personalisation, on other data",
     ),
-    _claim(
-        "beats-local",
+    claim(
+        "pfrforgery/beats-local",
         "Learning together is more accurate than every client alone.",
-        ABSTRACT,
-        ("fedpr", "local"),
-        {"smoke": UNCLEAR, "small": HOLDS},
+        higher("ACC", "fedpr", than="local"),
+        experiment="specific-clue",
+        source=ABSTRACT,
     ),
-    _claim(
-        "personal-part-matters",
+    claim(
+        "pfrforgery/personal-part-matters",
         "The personalised representation contributes: both branches together beat the shared one alone.",
-        "paper, ablation",
-        ("fedpr", "fedpr, shared alone"),
-        {"smoke": HOLDS, "small": HOLDS},
+        higher("ACC", "fedpr", than="fedpr, shared alone"),
+        experiment="specific-clue",
+        source="paper, ablation",
     ),
-    _claim(
-        "shared-part-matters",
+    claim(
+        "pfrforgery/shared-part-matters",
         "Both branches together beat the personal one alone.",
-        "our README",
-        ("fedpr", "fedpr, personal alone"),
-        {"smoke": UNCLEAR, "small": HOLDS},
+        higher("ACC", "fedpr", than="fedpr, personal alone"),
+        experiment="specific-clue",
+        source="our README",
     ),
     *(
-        _claim(
-            f"beats-{rival}",
-            f"FedPR is more accurate than {rival}, another personalised method.",
-            OURS,
-            ("fedpr", rival),
-            {"small": verdict},
+        claim(
+            f"pfrforgery/beats-{rival}",
+            f"FedPR is more accurate than {WORDS[rival]}, another personalised method.",
+            higher("ACC", "fedpr", than=rival),
             experiment="rivals",
+            source=OURS,
         )
-        for rival, verdict in RIVALS.items()
+        for rival in RIVALS
     ),
-    _claim(
-        "adversarial-loss-matters",
+    claim(
+        "pfrforgery/adversarial-loss-matters",
         "The adversarial loss contributes.",
-        OURS,
-        ("fedpr", "fedpr, alpha 0"),
-        {"small": UNCLEAR},
+        higher("ACC", "fedpr", than="fedpr, alpha 0"),
         experiment="rivals",
+        source=OURS,
     ),
-    _claim(
-        "operations-matter",
+    claim(
+        "pfrforgery/operations-matter",
         "The statistic operations contribute: two branches without them are less accurate.",
-        OURS,
-        ("fedpr", "fedpr, routing plain"),
-        {"small": HOLDS},
+        higher("ACC", "fedpr", than="fedpr, routing plain"),
         experiment="rivals",
+        source=OURS,
     ),
-    _claim(
-        "no-clue-no-harm",
+    claim(
+        "pfrforgery/no-clue-no-harm",
         "Where no clue is a client's own, FedPR is still more accurate than FedAvg.",
-        OURS,
-        ("fedpr", "fedavg"),
-        {"small": FAILS},
+        higher("ACC", "fedpr", than="fedavg"),
         experiment="no-specific-clue",
+        source=OURS,
         remark="It need not be: there is nothing to personalise",
     ),
     *(
-        _claim(
-            f"photographs-beats-{rival}",
-            f"On pieces of real photographs, each client with a forgery of its own, FedPR is more accurate than {rival}.",
-            ABSTRACT if rival in ("fedavg", "local") else OURS,
-            ("fedpr", rival),
-            {"small": UNCLEAR},
+        claim(
+            f"pfrforgery/photographs-beats-{rival}",
+            f"On pieces of real photographs, each client with a forgery of its own, FedPR is more accurate than {WORDS[rival]}.",
+            higher("ACC", "fedpr", than=rival),
             experiment="photographs",
+            source=ABSTRACT if rival in ("fedavg", "local") else OURS,
             remark="At this budget every arm stays within a point of chance",
         )
         for rival in ("fedavg", "local", "fedper")
     ),
-    _claim(
-        "uploads-no-more-than-fedavg",
+    claim(
+        "pfrforgery/uploads-no-more-than-fedavg",
         "FedPR sends no more than FedAvg of the plain network.",
-        "paper, abstract: only shared representations are uploaded",
-        ("fedpr", 1.001),
-        {"smoke": HOLDS, "small": HOLDS},
-        metric="upload as a share of FedAvg's",
-        lower=True,
+        at_most("upload as a share of FedAvg's", "fedpr", 1.001),
+        experiment="specific-clue",
+        source="paper, abstract: only shared representations are uploaded",
+        deterministic=True,
     ),
-    _claim(
-        "ten-clients-fit",
+    claim(
+        "pfrforgery/ten-clients-fit",
         "Ten clients of ResNet-18 run in one process within 6 GiB.",
-        "our README",
-        ("ten clients of ResNet-18", 6.0),
-        {"small": HOLDS},
+        at_most("peak GiB", "ten clients of ResNet-18", 6.0),
         experiment="ten-clients",
-        metric="peak GiB",
-        lower=True,
+        source="our README",
+        deterministic=True,
     ),
 )
 
@@ -394,4 +381,10 @@ SPEEDS = (
     ),
 )
 
-SUITE = Suite("pfrforgery", experiments=EXPERIMENTS, claims=CLAIMS, speeds=SPEEDS)
+SUITE = Suite(
+    "pfrforgery",
+    "Sites that keep their images learn a face-forgery detector together, with a shared branch that travels and a personal one that does not.",
+    experiments=EXPERIMENTS,
+    claims=CLAIMS,
+    speeds=SPEEDS,
+)

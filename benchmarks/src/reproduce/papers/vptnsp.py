@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.claims import Claim, Experiment, Measurement, Speed, Suite, Verdict
+from reproduce.claims import Experiment, Measurement, Speed, Suite, claim, higher, lower
 
 SMOKE_ARMS = ("nsp2", "seq", "slow", "ncm")
 SMALL_ARMS = (
@@ -23,6 +23,29 @@ SMALL_ARMS = (
     "ranpac",
 )
 DIGIT_ARMS = ("nsp2", "seq", "slow", "frozen", "ncm", "ranpac")
+
+
+WORDS = {
+    "nsp2": "the method (prompts in the null space)",
+    "exact": "the method with exact LayerNorm and spread conditions",
+    "seq": "sequential prompt tuning",
+    "affinity": "the first condition alone (affinity)",
+    "aggregation": "the second condition alone (aggregation)",
+    "no-ln": "the method without the LayerNorm constraint",
+    "frozen": "prompts frozen after the first task",
+    "slow": "sequential tuning slowed to steps of the same norm",
+    "pgp": "gradient projection on the layer's inputs",
+    "joint": "all tasks at once (upper bound)",
+    "ncm": "nearest class means of frozen features",
+    "ranpac": "ridge regression on random features",
+}
+METRICS = {
+    "accuracy": "accuracy after the last task (%)",
+    "forgetting": "forgetting (points)",
+    "task_aware_accuracy": "accuracy with the task known (%)",
+    "task_aware_forgetting": "forgetting with the task known (points)",
+    "drift": "drift of the first task's features (ratio of norms)",
+}
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
@@ -77,62 +100,183 @@ def measure_digits(seed: int, tier: str, pictures: Path) -> Measurement:  # noqa
     return {arm: _metrics(result) for arm, result in results.items()}
 
 
-def _claim(
-    name: str,
-    statement: str,
-    source: str,
-    metric: str,
-    baseline: str,
-    better: str,
-    recorded: dict[str, Verdict],
-    *,
-    method: str = "nsp2",
-    experiment: str = "glyphs",
-    remark: str = "",
-) -> Claim:
-    return Claim(
-        id=f"vptnsp/{name}",
-        statement=statement,
-        source=source,
-        experiment=experiment,
-        metric=metric,
-        method=method,
-        baseline=baseline,
-        better=better,  # ty: ignore[invalid-argument-type]  # one of the two
-        recorded=recorded,
-        remark=remark,
-    )
-
-
-H, N, U = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
-
 CLAIMS = (
-    _claim("short-less-drift", "After two short tasks, features of the first have moved less than under sequential prompt tuning.", "paper §4, Fig. 4", "drift", "seq", "lower", {"smoke": H}, experiment="two short tasks"),
-    _claim("short-direction-matters", "After two short tasks, the direction of the projection has made features move less at equal norm.", "specification §10, not in the paper", "drift", "slow", "lower", {"smoke": H}, experiment="two short tasks"),
-    _claim("short-class-means", "After two short tasks, is more accurate than nearest class means of frozen features.", "control, not in the paper", "accuracy", "ncm", "higher", {"smoke": N}, experiment="two short tasks"),
-    _claim("less-drift-than-sequential", "Features of the first task move less than under sequential prompt tuning.", "paper §4, Fig. 4", "drift", "seq", "lower", {"small": H}),
-    _claim("direction-matters", "At equal norm, the direction of the projection makes features move less.", "specification §10, not in the paper", "drift", "slow", "lower", {"small": H}),
-    _claim("less-forgetting-than-sequential", "Forgets less than sequential prompt tuning.", "paper Table 1", "forgetting", "seq", "lower", {"small": U}),
-    _claim("more-accurate-than-sequential", "Is more accurate in the end than sequential prompt tuning.", "paper Table 1", "accuracy", "seq", "higher", {"small": U}),
-    _claim("less-task-aware-forgetting", "With the task known, forgets less than sequential prompt tuning: features interfere less.", "specification §6, not in the paper", "task_aware_forgetting", "seq", "lower", {"small": H}),
-    _claim("more-accurate-than-slow", "Is more accurate than the same loop slowed down by an equal norm.", "control, not in the paper", "accuracy", "slow", "higher", {"small": U}),
-    _claim("more-accurate-than-frozen", "Is more accurate than prompts frozen after the first task.", "control, not in the paper", "accuracy", "frozen", "higher", {"small": U}),
-    _claim("more-accurate-than-class-means", "Is more accurate than nearest class means of frozen features.", "control, not in the paper", "accuracy", "ncm", "higher", {"small": N}),
-    _claim("more-accurate-than-ridge", "Is more accurate than ridge regression on random features of frozen features.", "control, not in the paper", "accuracy", "ranpac", "higher", {"small": N}),
-    _claim("both-beat-affinity", "Both conditions forget less than the first alone.", "paper Table 3", "forgetting", "affinity", "lower", {"small": U}),
-    _claim("both-beat-aggregation", "Both conditions forget less than the second alone.", "paper Table 3", "forgetting", "aggregation", "lower", {"small": U}),
-    _claim("both-drift-less-than-affinity", "Both conditions let features move less than the first alone.", "paper §4", "drift", "affinity", "lower", {"small": H}),
-    _claim("both-drift-less-than-aggregation", "Both conditions let features move less than the second alone.", "paper §4", "drift", "aggregation", "lower", {"small": H}),
-    _claim("layer-norm-constraint", "The LayerNorm constraint lets features move less.", "paper Table 3", "drift", "no-ln", "lower", {"small": H}),
-    _claim("less-forgetting-than-pgp", "Forgets less than gradient projection on the layer's inputs.", "paper Table 5", "forgetting", "pgp", "lower", {"small": U}),
-    _claim("exact-conditions-drift-less", "Conditions with LayerNorm's weight and the prompts' spread kept let features move less than the paper's.", "specification §3.2", "drift", "nsp2", "lower", {"small": U}, method="exact"),
-    _claim("digits-less-drift", "On scanned digits, features of the first task move less than under sequential prompt tuning.", "paper §4", "drift", "seq", "lower", {"small": H}, experiment="digits"),
-    _claim("digits-direction-matters", "On scanned digits, the direction makes features move less at equal norm.", "specification §10", "drift", "slow", "lower", {"small": H}, experiment="digits"),
-    _claim("digits-less-forgetting", "On scanned digits, forgets less than sequential prompt tuning.", "paper Table 1", "forgetting", "seq", "lower", {"small": U}, experiment="digits"),
-    _claim("digits-more-accurate", "On scanned digits, is more accurate than sequential prompt tuning.", "paper Table 1", "accuracy", "seq", "higher", {"small": U}, experiment="digits"),
-    _claim("digits-frozen", "On scanned digits, is more accurate than prompts frozen after the first task.", "control", "accuracy", "frozen", "higher", {"small": U}, experiment="digits"),
-    _claim("digits-class-means", "On scanned digits, is more accurate than nearest class means.", "control", "accuracy", "ncm", "higher", {"small": N}, experiment="digits"),
-)  # fmt: skip
+    claim(
+        "vptnsp/short-less-drift",
+        "After two short tasks, features of the first have moved less than under sequential prompt tuning.",
+        lower("drift", "nsp2", than="seq"),
+        experiment="two short tasks",
+        source="paper §4, Fig. 4",
+    ),
+    claim(
+        "vptnsp/short-direction-matters",
+        "After two short tasks, the direction of the projection has made features move less at equal norm.",
+        lower("drift", "nsp2", than="slow"),
+        experiment="two short tasks",
+        source="specification §10, not in the paper",
+    ),
+    claim(
+        "vptnsp/short-class-means",
+        "After two short tasks, is more accurate than nearest class means of frozen features.",
+        higher("accuracy", "nsp2", than="ncm"),
+        experiment="two short tasks",
+        source="control, not in the paper",
+    ),
+    claim(
+        "vptnsp/less-drift-than-sequential",
+        "Features of the first task move less than under sequential prompt tuning.",
+        lower("drift", "nsp2", than="seq"),
+        experiment="glyphs",
+        source="paper §4, Fig. 4",
+    ),
+    claim(
+        "vptnsp/direction-matters",
+        "At equal norm, the direction of the projection makes features move less.",
+        lower("drift", "nsp2", than="slow"),
+        experiment="glyphs",
+        source="specification §10, not in the paper",
+    ),
+    claim(
+        "vptnsp/less-forgetting-than-sequential",
+        "Forgets less than sequential prompt tuning.",
+        lower("forgetting", "nsp2", than="seq"),
+        experiment="glyphs",
+        source="paper Table 1",
+    ),
+    claim(
+        "vptnsp/more-accurate-than-sequential",
+        "Is more accurate in the end than sequential prompt tuning.",
+        higher("accuracy", "nsp2", than="seq"),
+        experiment="glyphs",
+        source="paper Table 1",
+    ),
+    claim(
+        "vptnsp/less-task-aware-forgetting",
+        "With the task known, forgets less than sequential prompt tuning: features interfere less.",
+        lower("task_aware_forgetting", "nsp2", than="seq"),
+        experiment="glyphs",
+        source="specification §6, not in the paper",
+    ),
+    claim(
+        "vptnsp/more-accurate-than-slow",
+        "Is more accurate than the same loop slowed down by an equal norm.",
+        higher("accuracy", "nsp2", than="slow"),
+        experiment="glyphs",
+        source="control, not in the paper",
+    ),
+    claim(
+        "vptnsp/more-accurate-than-frozen",
+        "Is more accurate than prompts frozen after the first task.",
+        higher("accuracy", "nsp2", than="frozen"),
+        experiment="glyphs",
+        source="control, not in the paper",
+    ),
+    claim(
+        "vptnsp/more-accurate-than-class-means",
+        "Is more accurate than nearest class means of frozen features.",
+        higher("accuracy", "nsp2", than="ncm"),
+        experiment="glyphs",
+        source="control, not in the paper",
+    ),
+    claim(
+        "vptnsp/more-accurate-than-ridge",
+        "Is more accurate than ridge regression on random features of frozen features.",
+        higher("accuracy", "nsp2", than="ranpac"),
+        experiment="glyphs",
+        source="control, not in the paper",
+    ),
+    claim(
+        "vptnsp/both-beat-affinity",
+        "Both conditions forget less than the first alone.",
+        lower("forgetting", "nsp2", than="affinity"),
+        experiment="glyphs",
+        source="paper Table 3",
+    ),
+    claim(
+        "vptnsp/both-beat-aggregation",
+        "Both conditions forget less than the second alone.",
+        lower("forgetting", "nsp2", than="aggregation"),
+        experiment="glyphs",
+        source="paper Table 3",
+    ),
+    claim(
+        "vptnsp/both-drift-less-than-affinity",
+        "Both conditions let features move less than the first alone.",
+        lower("drift", "nsp2", than="affinity"),
+        experiment="glyphs",
+        source="paper §4",
+    ),
+    claim(
+        "vptnsp/both-drift-less-than-aggregation",
+        "Both conditions let features move less than the second alone.",
+        lower("drift", "nsp2", than="aggregation"),
+        experiment="glyphs",
+        source="paper §4",
+    ),
+    claim(
+        "vptnsp/layer-norm-constraint",
+        "The LayerNorm constraint lets features move less.",
+        lower("drift", "nsp2", than="no-ln"),
+        experiment="glyphs",
+        source="paper Table 3",
+    ),
+    claim(
+        "vptnsp/less-forgetting-than-pgp",
+        "Forgets less than gradient projection on the layer's inputs.",
+        lower("forgetting", "nsp2", than="pgp"),
+        experiment="glyphs",
+        source="paper Table 5",
+    ),
+    claim(
+        "vptnsp/exact-conditions-drift-less",
+        "Conditions with LayerNorm's weight and the prompts' spread kept let features move less than the paper's.",
+        lower("drift", "exact", than="nsp2"),
+        experiment="glyphs",
+        source="specification §3.2",
+    ),
+    claim(
+        "vptnsp/digits-less-drift",
+        "On scanned digits, features of the first task move less than under sequential prompt tuning.",
+        lower("drift", "nsp2", than="seq"),
+        experiment="digits",
+        source="paper §4",
+    ),
+    claim(
+        "vptnsp/digits-direction-matters",
+        "On scanned digits, the direction makes features move less at equal norm.",
+        lower("drift", "nsp2", than="slow"),
+        experiment="digits",
+        source="specification §10",
+    ),
+    claim(
+        "vptnsp/digits-less-forgetting",
+        "On scanned digits, forgets less than sequential prompt tuning.",
+        lower("forgetting", "nsp2", than="seq"),
+        experiment="digits",
+        source="paper Table 1",
+    ),
+    claim(
+        "vptnsp/digits-more-accurate",
+        "On scanned digits, is more accurate than sequential prompt tuning.",
+        higher("accuracy", "nsp2", than="seq"),
+        experiment="digits",
+        source="paper Table 1",
+    ),
+    claim(
+        "vptnsp/digits-frozen",
+        "On scanned digits, is more accurate than prompts frozen after the first task.",
+        higher("accuracy", "nsp2", than="frozen"),
+        experiment="digits",
+        source="control",
+    ),
+    claim(
+        "vptnsp/digits-class-means",
+        "On scanned digits, is more accurate than nearest class means.",
+        higher("accuracy", "nsp2", than="ncm"),
+        experiment="digits",
+        source="control",
+    ),
+)
 
 
 Calls = tuple[Callable[[], object], Callable[[], object]]
@@ -203,11 +347,33 @@ SPEEDS = (
 
 SUITE = Suite(
     "vptnsp",
+    "Prompts that are only updated in the null space of earlier tasks' features let a vision transformer learn new classes without forgetting old ones.",
     (
-        Experiment("vptnsp", "two short tasks", "Two tasks of new procedural classes, sixteen steps each, on the embedded backbone.", {"smoke": 4}, measure_short),
-        Experiment("vptnsp", "glyphs", "Five tasks of new procedural classes in a shifted domain, on the embedded backbone.", {"small": 5}, measure_glyphs),
-        Experiment("vptnsp", "digits", "Five tasks of two scanned digits each, on the embedded backbone.", {"small": 5}, measure_digits),
+        Experiment(
+            "two short tasks",
+            "Two tasks of new procedural classes, sixteen steps each, on the embedded backbone.",
+            {"smoke": 4},
+            measure_short,
+            WORDS,
+            METRICS,
+        ),
+        Experiment(
+            "glyphs",
+            "Five tasks of new procedural classes in a shifted domain, on the embedded backbone.",
+            {"small": 5},
+            measure_glyphs,
+            WORDS,
+            METRICS,
+        ),
+        Experiment(
+            "digits",
+            "Five tasks of two scanned digits each, on the embedded backbone.",
+            {"small": 5},
+            measure_digits,
+            WORDS,
+            METRICS,
+        ),
     ),
     CLAIMS,
     SPEEDS,
-)  # fmt: skip
+)

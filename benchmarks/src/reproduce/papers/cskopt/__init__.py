@@ -12,6 +12,7 @@ MEASURED = (generated, harder, intensity, memory)
 
 SUITE = Suite(
     "cskopt",
+    "A network learns new classes on a device in a fraction of the memory when only the centres of its kernels are trained, in the null space of what it knows.",
     experiments=tuple(each for module in MEASURED for each in module.EXPERIMENTS),
     claims=tuple(each for module in MEASURED for each in module.CLAIMS),
     speeds=speed.SPEEDS,

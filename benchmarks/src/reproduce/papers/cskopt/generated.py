@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, higher, not_lower
 from reproduce.papers.cskopt.sessions import run_arms, train_config
+from reproduce.papers.cskopt.words import ARMS, METRICS
 
-HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
 SMOKE_ARMS = ("csko", "all-taps", "all-taps-prototypes", "centre", "head-prototypes", "ncm", "nscl")
 ABLATION_ARMS = (
     "csko",
@@ -53,159 +53,118 @@ def _full_shapes(seed: int, folder: Path, arms: Sequence[str]) -> Measurement:
     return run_arms(shapes_corpus(20, 120, 50, seed), train_config(seed=seed, class_seed=seed), arms, folder)
 
 
-_TIES = "A control that the specification's prototype found to tie: the README says so."
+_TIES = "A control that was seen to tie before: the README says so"
 
 EXPERIMENTS = (
     Experiment(
-        "cskopt", "shapes", "generated textured shapes, class-incremental", {"smoke": 3, "small": 5}, measure_shapes
+        "shapes",
+        "Generated textured shapes: ten base classes, then five sessions of two (in the smoke tier six, then two of two).",
+        {"smoke": 3, "small": 5},
+        measure_shapes,
+        ARMS,
+        METRICS,
     ),
-    Experiment("cskopt", "ablations", "parts of the method replaced, same data", {"small": 5}, measure_ablations),
-    Experiment("cskopt", "baselines", "other ways to learn, same data", {"small": 5}, measure_baselines),
+    Experiment(
+        "ablations",
+        "Parts of the method taken away or replaced, on the same shapes.",
+        {"small": 5},
+        measure_ablations,
+        ARMS,
+        METRICS,
+    ),
+    Experiment("baselines", "Other ways to learn, on the same shapes.", {"small": 5}, measure_baselines, ARMS, METRICS),
 )
 
 CLAIMS = (
-    Claim(
+    claim(
         "cskopt/beats-training-without-forgetting-control",
-        "far higher average accuracy than on-device training that has nothing against forgetting (paper: +38.08 % over existing ones)",
-        "abstract v1",
-        "shapes",
-        "average",
-        "csko",
-        "all-taps",
-        "higher",
-        {"smoke": HOLDS, "small": HOLDS},
-        margin=10.0,
+        "At least 10 points more average accuracy than on-device training with nothing against forgetting (paper: +38.08 % over existing ones).",
+        higher("average", "csko", than="all-taps", by=10.0),
+        experiment="shapes",
+        source="abstract v1",
         remark="The gain comes from prototypes and projection, not from the centre: see the claims against head-prototypes.",
     ),
-    Claim(
+    claim(
         "cskopt/centre-forgets-less-than-all-taps",
-        "with prototypes and no projection, training only centres forgets less than training whole kernels",
-        "abstract; specification §10",
-        "shapes",
-        "average",
-        "centre",
-        "all-taps-prototypes",
-        "higher",
-        {"smoke": HOLDS, "small": HOLDS},
-        margin=5.0,
+        "With prototypes and no projection, training only centres gives at least 5 points more average accuracy than training whole kernels.",
+        higher("average", "centre", than="all-taps-prototypes", by=5.0),
+        experiment="shapes",
+        source="abstract",
     ),
-    Claim(
+    claim(
         "cskopt/keeps-up-with-the-full-null-space",
-        "no worse than Adam-NSCL on whole kernels by 3 points, with a covariance 81 times smaller",
-        "abstract v2",
-        "shapes",
-        "average",
-        "csko",
-        "nscl",
-        "higher",
-        {"smoke": HOLDS, "small": HOLDS},
-        margin=-3.0,
+        "At most 3 points of average accuracy below Adam-NSCL on whole kernels, with a covariance 81 times smaller.",
+        not_lower("average", "csko", than="nscl", within=3.0),
+        experiment="shapes",
+        source="abstract v2",
     ),
-    Claim(
+    claim(
         "cskopt/beats-head-with-prototypes",
-        "higher average accuracy than last layer + prototypes",
-        "our control",
-        "shapes",
-        "average",
-        "csko",
-        "head-prototypes",
-        "higher",
-        {"smoke": INCONCLUSIVE, "small": INCONCLUSIVE},
+        "Higher average accuracy than last layer + prototypes.",
+        higher("average", "csko", than="head-prototypes"),
+        experiment="shapes",
+        source="our control",
         remark=_TIES,
     ),
-    Claim(
+    claim(
         "cskopt/learns-new-classes-better-than-the-head",
-        "more plasticity than last layer + prototypes: accuracy on a session's classes right after it",
-        "our control",
-        "shapes",
-        "new",
-        "csko",
-        "head-prototypes",
-        "higher",
-        {"smoke": INCONCLUSIVE, "small": HOLDS},
+        "More plasticity than last layer + prototypes: accuracy on a session's classes right after it.",
+        higher("new", "csko", than="head-prototypes"),
+        experiment="shapes",
+        source="our control",
     ),
-    Claim(
+    claim(
         "cskopt/beats-nearest-class-mean",
-        "higher average accuracy than the nearest class mean of frozen features, which trains nothing",
-        "our control",
-        "shapes",
-        "average",
-        "csko",
-        "ncm",
-        "higher",
-        {"smoke": INCONCLUSIVE, "small": DOES_NOT_HOLD},
+        "Higher average accuracy than the nearest class mean of frozen features, which trains nothing.",
+        higher("average", "csko", than="ncm"),
+        experiment="shapes",
+        source="our control",
     ),
-    Claim(
+    claim(
         "cskopt/centre-beats-corner",
-        "under projection, the centre is the better element to train than a corner",
-        "abstract",
-        "ablations",
-        "average",
-        "csko",
-        "csko-corner",
-        "higher",
-        {"small": INCONCLUSIVE},
+        "Under projection, the centre is the better element to train than a corner.",
+        higher("average", "csko", than="csko-corner"),
+        experiment="ablations",
+        source="abstract",
         remark=_TIES,
     ),
-    Claim(
+    claim(
         "cskopt/centre-beats-corner-unprojected",
-        "without projection, the centre is the better element to train than a corner",
-        "abstract",
-        "ablations",
-        "average",
-        "centre",
-        "corner",
-        "higher",
-        {"small": DOES_NOT_HOLD},
-        remark="The specification's prototype found the corner to forget less.",
+        "Without projection, the centre is the better element to train than a corner.",
+        higher("average", "centre", than="corner"),
+        experiment="ablations",
+        source="abstract",
+        remark="The corner was seen to forget less before",
     ),
-    Claim(
+    claim(
         "cskopt/dynamic-selection-beats-random",
-        "channels chosen by gradient are better than random ones",
-        "abstract (dynamic channel element selection)",
-        "ablations",
-        "average",
-        "csko",
-        "csko-random",
-        "higher",
-        {"small": HOLDS},
-        remark="By 0.3 points, which matters to nobody; the channels of the smallest gradient do as well.",
+        "Channels chosen by gradient are better than random ones.",
+        higher("average", "csko", than="csko-random"),
+        experiment="ablations",
+        source="abstract (dynamic channel element selection)",
+        remark="By 0.3 points at first measurement, which matters to nobody; the channels of the smallest gradient do as well",
     ),
-    Claim(
+    claim(
         "cskopt/dynamic-selection-beats-lowest",
-        "channels of the largest gradient are better than those of the smallest",
-        "abstract (dynamic channel element selection)",
-        "ablations",
-        "average",
-        "csko",
-        "csko-lowest",
-        "higher",
-        {"small": INCONCLUSIVE},
+        "Channels of the largest gradient are better than those of the smallest.",
+        higher("average", "csko", than="csko-lowest"),
+        experiment="ablations",
+        source="abstract (dynamic channel element selection)",
         remark=_TIES,
     ),
-    Claim(
+    claim(
         "cskopt/beats-training-without-forgetting-control-by-25",
-        "at least 25 points more average accuracy than whole kernels with nothing against forgetting (paper: +38.08 %)",
-        "abstract v1; specification §10",
-        "baselines",
-        "average",
-        "csko",
-        "all-taps",
-        "higher",
-        {"small": HOLDS},
-        margin=25.0,
+        "At least 25 points more average accuracy than whole kernels with nothing against forgetting (paper: +38.08 %).",
+        higher("average", "csko", than="all-taps", by=25.0),
+        experiment="baselines",
+        source="abstract v1",
     ),
-    Claim(
+    claim(
         "cskopt/beats-elastic-weight-consolidation",
-        "higher average accuracy than EWC",
-        "abstract",
-        "baselines",
-        "average",
-        "csko",
-        "ewc",
-        "higher",
-        {"small": HOLDS},
-        margin=25.0,
+        "At least 25 points more average accuracy than EWC.",
+        higher("average", "csko", than="ewc", by=25.0),
+        experiment="baselines",
+        source="abstract",
         remark="EWC has no prototypes, as published.",
     ),
 )

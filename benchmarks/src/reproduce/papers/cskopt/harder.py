@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, higher
 from reproduce.papers.cskopt.sessions import run_arms, train_config
+from reproduce.papers.cskopt.words import ARMS, METRICS
 
-HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
 DATA_VARIABLE = "CSKOPT_DATA"
 """Where cifar10_jpeg.zip or torchvision's cifar-10 files are looked for, before `data/`."""
 
@@ -39,61 +39,52 @@ def _real_corpus() -> Any:
 
 
 EXPERIMENTS = (
-    Experiment("cskopt", "weak_base", "the same with 4 base classes and 8 sessions", {"small": 5}, measure_weak_base),
     Experiment(
-        "cskopt",
+        "weak_base",
+        "Generated shapes with a weak base: four base classes, then eight sessions of two.",
+        {"small": 5},
+        measure_weak_base,
+        ARMS,
+        METRICS,
+    ),
+    Experiment(
         "real",
-        f"CIFAR-10 in ${DATA_VARIABLE} or data/, otherwise digits; 4 + 3 x 2",
+        f"CIFAR-10 in ${DATA_VARIABLE} or data/, otherwise scikit-learn's digits: four classes, then three sessions of two.",
         {"small": 5},
         measure_real,
+        ARMS,
+        METRICS,
     ),
 )
 
 CLAIMS = (
-    Claim(
+    claim(
         "cskopt/weak-base-beats-head-with-prototypes",
-        "with a weak base, higher average accuracy than last layer + prototypes",
-        "our control",
-        "weak_base",
-        "average",
-        "csko",
-        "head-prototypes",
-        "higher",
-        {"small": INCONCLUSIVE},
+        "With a weak base, higher average accuracy than last layer + prototypes.",
+        higher("average", "csko", than="head-prototypes"),
+        experiment="weak_base",
+        source="our control",
     ),
-    Claim(
+    claim(
         "cskopt/weak-base-learns-new-classes-better",
-        "with a weak base, more plasticity than last layer + prototypes",
-        "our control",
-        "weak_base",
-        "new",
-        "csko",
-        "head-prototypes",
-        "higher",
-        {"small": HOLDS},
+        "With a weak base, more plasticity than last layer + prototypes.",
+        higher("new", "csko", than="head-prototypes"),
+        experiment="weak_base",
+        source="our control",
     ),
-    Claim(
+    claim(
         "cskopt/real-beats-training-without-forgetting-control",
-        "on real pictures, far higher average accuracy than whole kernels with nothing against forgetting",
-        "abstract v1",
-        "real",
-        "average",
-        "csko",
-        "all-taps",
-        "higher",
-        {"small": HOLDS},
-        margin=5.0,
+        "On real pictures, at least 5 points more average accuracy than whole kernels with nothing against forgetting.",
+        higher("average", "csko", than="all-taps", by=5.0),
+        experiment="real",
+        source="abstract v1",
     ),
-    Claim(
+    claim(
         "cskopt/real-beats-head-with-prototypes",
-        "on real pictures, higher average accuracy than last layer + prototypes",
-        "our control",
-        "real",
-        "average",
-        "csko",
-        "head-prototypes",
-        "higher",
-        {"small": INCONCLUSIVE},
+        "On real pictures, higher average accuracy than last layer + prototypes.",
+        higher("average", "csko", than="head-prototypes"),
+        experiment="real",
+        source="our control",
         remark="A tie on digits; on photographs it does not hold",
     ),
 )

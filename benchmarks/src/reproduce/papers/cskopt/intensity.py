@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, lower
 from reproduce.papers.cskopt.sessions import train_config
-
-HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
+from reproduce.papers.cskopt.words import ARMS, METRICS
 
 
 def measure_intensity(seed: int, tier: str, folder: Path) -> Measurement:
@@ -34,42 +33,37 @@ def measure_intensity(seed: int, tier: str, folder: Path) -> Measurement:
 
 
 EXPERIMENTS = (
-    Experiment("cskopt", "intensity", "sensitivity of kernel elements", {"smoke": 3, "small": 5}, measure_intensity),
+    Experiment(
+        "intensity",
+        "Knowledge intensity of edge and corner elements of the kernels against the centre's.",
+        {"smoke": 3, "small": 5},
+        measure_intensity,
+        ARMS,
+        METRICS,
+    ),
 )
 
 CLAIMS = (
-    Claim(
+    claim(
         "cskopt/centre-is-most-sensitive-in-the-last-block",
-        "the centre element has the highest knowledge intensity in deep layers",
-        "abstract; §3.1",
-        "intensity",
-        "edge_raw",
-        "last block",
-        1.0,
-        "lower",
-        {"smoke": HOLDS, "small": HOLDS},
+        "The centre element has the highest knowledge intensity in deep layers.",
+        lower("edge_raw", "last block", than=1.0),
+        experiment="intensity",
+        source="abstract; §3.1",
     ),
-    Claim(
+    claim(
         "cskopt/depth-makes-the-centre-stand-out",
-        "the centre stands out more in deep layers than in early ones",
-        "§3.1",
-        "intensity",
-        "corner_raw",
-        "last block",
-        "first block",
-        "lower",
-        {"smoke": HOLDS, "small": HOLDS},
+        "The centre stands out more in deep layers than in early ones.",
+        lower("corner_raw", "last block", than="first block"),
+        experiment="intensity",
+        source="§3.1",
     ),
-    Claim(
+    claim(
         "cskopt/centre-is-most-sensitive-per-use",
-        "the centre is still the most sensitive element once padding is accounted for",
-        "our control",
-        "intensity",
-        "edge_per_use",
-        "last block",
-        1.0,
-        "lower",
-        {"smoke": DOES_NOT_HOLD, "small": DOES_NOT_HOLD},
+        "The centre is still the most sensitive element once padding is accounted for.",
+        lower("edge_per_use", "last block", than=1.0),
+        experiment="intensity",
+        source="our control",
         remark="Divided by how often each element falls inside the map, the centre has no advantage left: zero padding makes it.",
     ),
 )

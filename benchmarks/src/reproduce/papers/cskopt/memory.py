@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, at_most, claim, lower
+from reproduce.papers.cskopt.words import ARMS, METRICS
 
 
 def measure_memory(seed: int, tier: str, _: Path) -> Measurement:
@@ -70,99 +71,82 @@ def _gradient_error(seed: int) -> float:
 
 
 EXPERIMENTS = (
-    Experiment("cskopt", "memory", "a training step of ResNet-18, measured", {"smoke": 2, "small": 2}, measure_memory),
-    Experiment("cskopt", "mobilenet_memory", "a training step of MobileNetV2", {"small": 2}, measure_mobilenet_memory),
+    Experiment(
+        "memory",
+        "A training step of ResNet-18, batch 8 of 96 x 96 pixels, 100 classes: bytes and multiply-adds.",
+        {"smoke": 2, "small": 2},
+        measure_memory,
+        ARMS,
+        METRICS,
+    ),
+    Experiment("mobilenet_memory", "The same of MobileNetV2.", {"small": 2}, measure_mobilenet_memory, ARMS, METRICS),
 )
 
 CLAIMS = (
-    Claim(
+    claim(
         "cskopt/training-memory-at-most-8-percent",
-        "8 % of the memory (kept activations, gradients and Adam's state, against full training of a ResNet-18)",
-        "abstract v2; the accounting is ours",
-        "memory",
-        "training_share",
-        "csko",
-        8.0,
-        "lower",
-        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+        "Training takes at most 8 % of the memory (kept activations, gradients and Adam's state, against full training of a ResNet-18).",
+        at_most("training_share", "csko", 8.0),
+        experiment="memory",
+        source="abstract v2; the accounting is ours",
+        deterministic=True,
     ),
-    Claim(
+    claim(
         "cskopt/computation-at-most-25-percent",
-        "25 % of the computation (multiply-adds of a step, against full training of a ResNet-18)",
-        "abstract v2; the accounting is ours",
-        "memory",
-        "mac_share",
-        "csko",
-        25.0,
-        "lower",
-        {"smoke": Verdict.DOES_NOT_HOLD, "small": Verdict.DOES_NOT_HOLD},
+        "Training takes at most 25 % of the computation (multiply-adds of a step, against full training of a ResNet-18).",
+        at_most("mac_share", "csko", 25.0),
+        experiment="memory",
+        source="abstract v2; the accounting is ours",
+        deterministic=True,
         remark="The forward pass alone is a third of full training; methods with a second model or more augmentation cost more than full training.",
     ),
-    Claim(
+    claim(
         "cskopt/less-memory-than-sparse-update",
-        "less training memory than sparse update",
-        "issue",
-        "memory",
-        "training_mib",
-        "csko",
-        "sparse-update",
-        "lower",
-        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+        "Less training memory than sparse update.",
+        lower("training_mib", "csko", than="sparse-update"),
+        experiment="memory",
+        source="our README",
+        deterministic=True,
     ),
-    Claim(
+    claim(
         "cskopt/less-memory-than-last-layer",
-        "less training memory than the last layer alone",
-        "our control",
-        "memory",
-        "training_mib",
-        "csko",
-        "head",
-        "lower",
-        {"smoke": Verdict.DOES_NOT_HOLD, "small": Verdict.DOES_NOT_HOLD},
+        "Less training memory than the last layer alone.",
+        lower("training_mib", "csko", than="head"),
+        experiment="memory",
+        source="our control",
+        deterministic=True,
         remark="Last layer + prototypes, which ties in accuracy, needs the least memory of all.",
     ),
-    Claim(
+    claim(
         "cskopt/kept-bytes-are-the-formula",
-        "activations kept are at most the formula's, plus 10 %",
-        "issue; §12",
-        "memory",
-        "kept_over_formula",
-        "csko",
-        1.1,
-        "lower",
-        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+        "Activations kept are at most the formula's, plus 10 %.",
+        at_most("kept_over_formula", "csko", 1.1),
+        experiment="memory",
+        source="our README",
+        deterministic=True,
     ),
-    Claim(
+    claim(
         "cskopt/peak-is-the-formula",
-        "peak of allocated memory, as a share of full training's, is at most the formula's share, plus 10 %",
-        "issue; §12",
-        "memory",
-        "peak_share_over_formula",
-        "csko",
-        1.1,
-        "lower",
-        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+        "The peak of allocated memory, as a share of full training's, is at most the formula's share, plus 10 %.",
+        at_most("peak_share_over_formula", "csko", 1.1),
+        experiment="memory",
+        source="our README",
+        deterministic=True,
     ),
-    Claim(
+    claim(
         "cskopt/gradient-is-the-masked-gradient",
-        "the centre's gradient is the ordinary gradient, masked, to 1e-5",
-        "issue; §3.2",
-        "memory",
-        "error",
-        "gradient",
-        1e-5,
-        "lower",
-        {"smoke": Verdict.HOLDS, "small": Verdict.HOLDS},
+        "The centre's gradient is the ordinary gradient, masked, to 1e-5.",
+        at_most("error", "gradient", 1e-5),
+        experiment="memory",
+        source="paper §3.2",
+        deterministic=True,
     ),
-    Claim(
+    claim(
         "cskopt/mobilenet-peak-is-the-formula",
-        "the same on MobileNetV2",
-        "issue; §12",
-        "mobilenet_memory",
-        "peak_share_over_formula",
-        "csko",
-        1.1,
-        "lower",
-        {"small": Verdict.HOLDS},
+        "On MobileNetV2 too the peak, as a share of full training's, is at most the formula's share, plus 10 %.",
+        at_most("peak_share_over_formula", "csko", 1.1),
+        experiment="mobilenet_memory",
+        source="our README",
+        deterministic=True,
     ),
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, higher, lower
 
 if TYPE_CHECKING:
     from tadsr.models.compact import CompactDenoiser
@@ -41,7 +41,7 @@ class Budget:
     test: int
 
 
-BUDGETS = {"smoke": Budget(256, 20, 3, 64, 32), "small": Budget(4096, 1200, 80, 1024, 256)}
+BUDGETS = {"small": Budget(4096, 1200, 80, 1024, 256)}
 
 
 def draw_pictures(count: int, generator: torch.Generator) -> Tensor:
@@ -268,122 +268,93 @@ def measure(seed: int, tier: str, place: Path) -> Measurement:
     return arms
 
 
-def _claim(
-    name: str,
-    small: Verdict,
-    statement: str,
-    source: str,
-    metric: str,
-    method: str,
-    baseline: str | float,
-    better: str,
-    remark: str = "",
-) -> Claim:
-    return Claim(
-        id=f"tadsr/{name}",
-        statement=statement,
-        source=source,
-        experiment="stripes",
-        metric=metric,
-        method=method,
-        baseline=baseline,
-        better=better,  # ty: ignore[invalid-argument-type]
-        recorded={"smoke": Verdict.INCONCLUSIVE, "small": small},
-        remark=remark,
-    )
-
+WORDS = {
+    "bicubic": "bicubic enlargement",
+    "teacher, 15 steps": "the teacher in 15 steps",
+    "teacher called once": "the teacher called once",
+    "regression (SinSR distill-only)": "a student by regression alone",
+    "SinSR": "a student by SinSR",
+    "regression + adversarial .2": "a student by regression and an adversarial loss",
+    "TAD-SR, face weights": "a student by TAD-SR (weights for faces)",
+    "TAD-SR, SR weights": "a student by TAD-SR (weights for super-resolution)",
+    "SDS alone, large times": "a student by SDS alone at large times",
+    "HSD alone, large times": "a student by HSD alone at large times",
+}
+METRICS = {
+    "PSNR": "PSNR (dB)",
+    "HFER": "energy of fine texture, relative to the truth's",
+    "SWD": "distance of patches from the truth's (sliced Wasserstein)",
+    "gradient at the teacher": "length of the gradient at the teacher's own output",
+}
 
 EXPERIMENTS = (
     Experiment(
-        "tadsr",
         "stripes",
         "Hidden stripes: one teacher, one-step students by each rule with the same budget.",
-        {"smoke": 1, "small": 5},
+        {"small": 5},
         measure,
+        WORDS,
+        METRICS,
     ),
 )
 TADSR, ALONE = "TAD-SR, face weights", "regression (SinSR distill-only)"
 CLAIMS = (
-    _claim(
-        "texture-over-regression",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/texture-over-regression",
         "TAD-SR keeps more texture energy than regression alone.",
-        "paper, Table 1",
-        "HFER",
-        TADSR,
-        ALONE,
-        "higher",
+        higher("HFER", TADSR, than=ALONE),
+        experiment="stripes",
+        source="paper, Table 1",
     ),
-    _claim(
-        "patches-over-regression",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/patches-over-regression",
         "TAD-SR's patches are closer to the truth's than regression's.",
-        "paper, Table 1",
-        "SWD",
-        TADSR,
-        ALONE,
-        "lower",
+        lower("SWD", TADSR, than=ALONE),
+        experiment="stripes",
+        source="paper, Table 1",
     ),
-    _claim(
-        "patches-over-sinsr",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/patches-over-sinsr",
         "TAD-SR's patches are closer to the truth's than those of SinSR (regression, inversion, ground truth).",
-        "paper, Table 2",
-        "SWD",
-        TADSR,
-        "SinSR",
-        "lower",
+        lower("SWD", TADSR, than="SinSR"),
+        experiment="stripes",
+        source="paper, Table 2",
     ),
-    _claim(
-        "sr-weights-over-regression",
-        Verdict.INCONCLUSIVE,
+    claim(
+        "tadsr/sr-weights-over-regression",
         "The same with the published weights for super-resolution (1, .02).",
-        "paper, Table 1",
-        "SWD",
-        "TAD-SR, SR weights",
-        ALONE,
-        "lower",
-        "In so short a run the score's gradient drowns the adversarial one",
+        lower("SWD", "TAD-SR, SR weights", than=ALONE),
+        experiment="stripes",
+        source="paper, Table 1",
+        remark="In so short a run the score's gradient drowns the adversarial one",
     ),
-    _claim(
-        "hsd-adds-to-adversarial",
-        Verdict.INCONCLUSIVE,
+    claim(
+        "tadsr/hsd-adds-to-adversarial",
         "Score distillation improves on regression + adversarial.",
-        "paper, Table 1",
-        "SWD",
-        TADSR,
-        "regression + adversarial .2",
-        "lower",
-        "The paper has no such row",
+        lower("SWD", TADSR, than="regression + adversarial .2"),
+        experiment="stripes",
+        source="paper, Table 1",
+        remark="The paper has no such row",
     ),
-    _claim(
-        "hsd-over-sds",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/hsd-over-sds",
         "At large times HSD alone is better than SDS alone.",
-        "paper, Table 1",
-        "SWD",
-        "HSD alone, large times",
-        "SDS alone, large times",
-        "lower",
+        lower("SWD", "HSD alone, large times", than="SDS alone, large times"),
+        experiment="stripes",
+        source="paper, Table 1",
     ),
-    _claim(
-        "hsd-unbiased",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/hsd-unbiased",
         "HSD's gradient vanishes at the teacher's output, SDS's does not.",
-        "paper, abstract",
-        "gradient at the teacher",
-        "HSD alone, large times",
-        "SDS alone, large times",
-        "lower",
+        lower("gradient at the teacher", "HSD alone, large times", than="SDS alone, large times"),
+        experiment="stripes",
+        source="paper, abstract",
     ),
-    _claim(
-        "student-over-teacher-once",
-        Verdict.HOLDS,
+    claim(
+        "tadsr/student-over-teacher-once",
         "A student is closer to the truth's patches than the teacher called once.",
-        "paper, introduction",
-        "SWD",
-        TADSR,
-        "teacher called once",
-        "lower",
+        lower("SWD", TADSR, than="teacher called once"),
+        experiment="stripes",
+        source="paper, introduction",
     ),
 )

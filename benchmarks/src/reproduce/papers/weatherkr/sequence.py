@@ -7,7 +7,7 @@ than are learnt from. The weather is the package's own.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, higher, lower, not_lower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,24 @@ LEARNT = ("astronaut", "coffee", "flower", "motorcycle_left", "retina", "ihc")
 TESTED = ("chelsea", "china", "rocket")
 SIDE = 64
 METHODS = ("finetune", "er", "kd", "kr", "lwf", "ewc", "pod", "joint")
+WORDS = {
+    "finetune": "plain fine-tuning",
+    "er": "replay of true labels",
+    "kd": "replay of the old network's outputs",
+    "kr": "knowledge replay (the method)",
+    "lwf": "LwF",
+    "ewc": "EWC",
+    "pod": "POD",
+    "joint": "all weathers at once (upper bound)",
+}
+METRICS = {
+    "mean PSNR": "PSNR, mean over the three weathers (dB)",
+    "forgetting": "forgetting (dB lost)",
+    "PSNR haze": "PSNR on haze (dB)",
+    "PSNR rain": "PSNR on rain (dB)",
+    "PSNR snow": "PSNR on snow (dB)",
+    "PSNR snow right after learning it": "PSNR on snow right after learning it (dB)",
+}
 STEPS, COUNTS = 150, (192, 24)
 QUICK_METHODS, QUICK_STEPS, QUICK_COUNTS = ("finetune", "kr"), 40, (64, 8)
 
@@ -124,137 +142,92 @@ def run_methods(seed: int, methods: tuple[str, ...], steps: int, counts: tuple[i
 
 EXPERIMENTS = (
     Experiment(
-        "weatherkr",
         "quick-look",
         "Haze, rain, snow in sequence on windows of photographs, 40 steps a task, a network of 12 channels, 12 stored patches in all; tested on other photographs.",
         {"smoke": 2},
         quick,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "weatherkr",
         "three-weathers",
         "The same with 150 steps a task, more pictures and all methods.",
         {"small": 5},
         measure,
+        WORDS,
+        METRICS,
     ),
 )
 
-HOLDS, FAILS, UNCLEAR = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE
-
-
-def _claim(
-    name: str,
-    statement: str,
-    source: str,
-    metric: str,
-    arms: tuple[str, str | float],
-    recorded: dict[str, Verdict],
-    *,
-    lower: bool = False,
-    margin: float = 0.0,
-    remark: str = "",
-    experiment: str = "three-weathers",
-) -> Claim:
-    return Claim(
-        id=f"weatherkr/{name}",
-        statement=statement,
-        source=source,
-        experiment=experiment,
-        metric=metric,
-        method=arms[0],
-        baseline=arms[1],
-        better="lower" if lower else "higher",
-        recorded=recorded,
-        margin=margin,
-        remark=remark,
-    )
-
 
 CLAIMS = (
-    _claim(
-        "quick-look-forgetting",
+    claim(
+        "weatherkr/quick-look-forgetting",
         "Even after a few seconds of training, knowledge replay forgets less than plain fine-tuning.",
-        "abstract",
-        "forgetting",
-        ("kr", "finetune"),
-        {"smoke": UNCLEAR},
-        lower=True,
-        remark="Two seeds of a few seconds; the small tier is the measurement",
+        lower("forgetting", "kr", than="finetune"),
         experiment="quick-look",
+        source="abstract",
+        remark="Two seeds of a few seconds; the small tier is the measurement",
     ),
-    _claim(
-        "less-forgetting-than-fine-tuning",
+    claim(
+        "weatherkr/less-forgetting-than-fine-tuning",
         "Knowledge replay forgets less than plain fine-tuning.",
-        "abstract; the authors' logs (fine-tuning loses 17 to 20 dB, the method 0.1)",
-        "forgetting",
-        ("kr", "finetune"),
-        {"small": HOLDS},
-        lower=True,
+        lower("forgetting", "kr", than="finetune"),
+        experiment="three-weathers",
+        source="abstract; the authors' logs (fine-tuning loses 17 to 20 dB, the method 0.1)",
     ),
-    _claim(
-        "better-mean-than-fine-tuning",
+    claim(
+        "weatherkr/better-mean-than-fine-tuning",
         "After the last task the mean PSNR is at least 1 dB above fine-tuning's.",
-        "the authors' logs: 30.69 against 17.28 dB",
-        "mean PSNR",
-        ("kr", "finetune"),
-        {"small": FAILS},
-        margin=1.0,
+        higher("mean PSNR", "kr", than="finetune", by=1.0),
+        experiment="three-weathers",
+        source="the authors' logs: 30.69 against 17.28 dB",
     ),
-    _claim(
-        "teacher-outputs-beat-labels",
+    claim(
+        "weatherkr/teacher-outputs-beat-labels",
         "With a small memory, the old network's outputs are better replay targets than the true labels (mean PSNR).",
-        "the authors' logs: 30.69 against 29.71 dB",
-        "mean PSNR",
-        ("kd", "er"),
-        {"small": UNCLEAR},
+        higher("mean PSNR", "kd", than="er"),
+        experiment="three-weathers",
+        source="the authors' logs: 30.69 against 29.71 dB",
         remark="The method without its projection against plain replay: only the targets differ",
     ),
-    _claim(
-        "teacher-outputs-forget-less-than-labels",
+    claim(
+        "weatherkr/teacher-outputs-forget-less-than-labels",
         "With a small memory, the old network's outputs forget less than the true labels.",
-        "the authors' logs: 0.1 against 2 dB on haze",
-        "forgetting",
-        ("kd", "er"),
-        {"small": UNCLEAR},
-        lower=True,
+        lower("forgetting", "kd", than="er"),
+        experiment="three-weathers",
+        source="the authors' logs: 0.1 against 2 dB on haze",
     ),
-    _claim(
-        "projection-forgets-less",
+    claim(
+        "weatherkr/projection-forgets-less",
         "The projected features reduce forgetting beyond replay alone.",
-        "abstract",
-        "forgetting",
-        ("kr", "kd"),
-        {"small": UNCLEAR},
-        lower=True,
+        lower("forgetting", "kr", than="kd"),
+        experiment="three-weathers",
+        source="abstract",
         remark="The specification found the gain to be inside the seed noise",
     ),
-    _claim(
-        "near-joint-training",
+    claim(
+        "weatherkr/near-joint-training",
         "The mean PSNR is within 1.2 dB of training on everything at once.",
-        "abstract: competitive with jointly trained methods",
-        "mean PSNR",
-        ("kr", "joint"),
-        {"small": UNCLEAR},
-        margin=-1.2,
+        not_lower("mean PSNR", "kr", than="joint", within=1.2),
+        experiment="three-weathers",
+        source="abstract: competitive with jointly trained methods",
     ),
     *(
-        _claim(
-            f"less-forgetting-than-{rival}",
+        claim(
+            f"weatherkr/less-forgetting-than-{rival}",
             f"Knowledge replay forgets less than {rival.upper()}.",
-            "our control",
-            "forgetting",
-            ("kr", rival),
-            {"small": verdict},
-            lower=True,
+            lower("forgetting", "kr", than=rival),
+            experiment="three-weathers",
+            source="our control",
         )
-        for rival, verdict in (("lwf", UNCLEAR), ("ewc", HOLDS), ("pod", UNCLEAR))
+        for rival in ("lwf", "ewc", "pod")
     ),
-    _claim(
-        "price-of-memory",
+    claim(
+        "weatherkr/price-of-memory",
         "Fine-tuning learns the last task better than knowledge replay: what stability costs with a small budget.",
-        "our README, limits",
-        "PSNR snow right after learning it",
-        ("finetune", "kr"),
-        {"small": HOLDS},
+        higher("PSNR snow right after learning it", "finetune", than="kr"),
+        experiment="three-weathers",
+        source="our README, limits",
     ),
 )

@@ -5,10 +5,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reproduce.claims import Claim, Experiment, Measurement, Verdict
+from reproduce.claims import Experiment, Measurement, claim, higher, lower
 
 KINDS = ("haze", "rain", "snow")
 MEGAPIXELS = 12
+WORDS = {
+    f"{kind}, {setting}": f"{kind}, {setting} setting" for setting in ("standard", "shifted") for kind in KINDS
+} | {
+    "tiles of 128, global gates": "tiles of 128 pixels with the whole picture's gates",
+    "tiles of 128, local gates": "tiles of 128 pixels with gates of their own",
+    "tiles of 512": "tiles of 512 pixels",
+    "tiles of 1024": "tiles of 1024 pixels",
+    "whole": "the whole picture at once",
+}
+METRICS = {
+    "PSNR": "PSNR (dB)",
+    "SSIM": "SSIM",
+    "gain": "gain in PSNR over the weathered picture (dB)",
+    "seam error": "largest difference from the whole picture (white = 1)",
+    "megapixels per second": "megapixels a second",
+    "megapixels per CPU second": "megapixels a CPU second",
+    "peak MiB": "peak memory (MiB)",
+    "MiB above the start": "memory above the start (MiB)",
+}
 
 
 def gains(seed: int, _tier: str, place: Path) -> Measurement:
@@ -64,69 +83,55 @@ def large_picture(seed: int, _tier: str, _place: Path) -> Measurement:
 
 EXPERIMENTS = (
     Experiment(
-        "weatherkr",
         "shipped-model",
         "The compact model on seven photographs it has not seen, with weather of its training's setting and of another.",
         {"small": 5},
         gains,
+        WORDS,
+        METRICS,
     ),
     Experiment(
-        "weatherkr",
         "large-picture",
         f"One picture of {MEGAPIXELS} MP on one CPU thread: speed and peak memory, in tiles and whole.",
         {"small": 2},
         large_picture,
+        WORDS,
+        METRICS,
     ),
 )
 
 CLAIMS = (
     *(
-        Claim(
-            id=f"weatherkr/ships-{kind}-{setting}",
-            statement=f"The compact model gains at least 3 dB on {kind} ({setting} setting) after learning all three in sequence.",
-            source="our README",
+        claim(
+            f"weatherkr/ships-{kind}-{setting}",
+            f"The compact model gains at least 3 dB on {kind} ({setting} setting) after learning all three in sequence.",
+            higher("gain", f"{kind}, {setting}", than=3.0),
             experiment="shipped-model",
-            metric="gain",
-            method=f"{kind}, {setting}",
-            baseline=3.0,
-            better="higher",
-            # Rain of the unfamiliar setting gains 2.6 dB on the mean, less than the 3 dB asked for, and varies by 1.5 dB.
-            recorded={"small": Verdict.INCONCLUSIVE if (kind, setting) == ("rain", "shifted") else Verdict.HOLDS},
+            source="our README",
         )
         for setting in ("standard", "shifted")
         for kind in KINDS
     ),
-    Claim(
-        id="weatherkr/tiles-agree",
-        statement="With the whole picture's gates, tiles differ from the whole picture by less than a tenth of an 8-bit level.",
-        source="our README",
+    claim(
+        "weatherkr/tiles-agree",
+        "With the whole picture's gates, tiles differ from the whole picture by less than a tenth of an 8-bit level.",
+        lower("seam error", "tiles of 128, global gates", than=0.1 / 255),
         experiment="shipped-model",
-        metric="seam error",
-        method="tiles of 128, global gates",
-        baseline=0.1 / 255,
-        better="lower",
-        recorded={"small": Verdict.HOLDS},
-    ),
-    Claim(
-        id="weatherkr/global-gates-agree-better",
-        statement="Tiles that share the whole picture's gates agree with it better than tiles with gates of their own.",
         source="our README",
+    ),
+    claim(
+        "weatherkr/global-gates-agree-better",
+        "Tiles that share the whole picture's gates agree with it better than tiles with gates of their own.",
+        lower("seam error", "tiles of 128, global gates", than="tiles of 128, local gates"),
         experiment="shipped-model",
-        metric="seam error",
-        method="tiles of 128, global gates",
-        baseline="tiles of 128, local gates",
-        better="lower",
-        recorded={"small": Verdict.HOLDS},
-    ),
-    Claim(
-        id="weatherkr/tiles-bound-memory",
-        statement="A 12 MP picture in tiles of 512 takes less memory than whole.",
         source="our README",
+    ),
+    claim(
+        "weatherkr/tiles-bound-memory",
+        "A 12 MP picture in tiles of 512 takes less memory than whole.",
+        lower("MiB above the start", "tiles of 512", than="whole"),
         experiment="large-picture",
-        metric="MiB above the start",
-        method="tiles of 512",
-        baseline="whole",
-        better="lower",
-        recorded={"small": Verdict.HOLDS},
+        source="our README",
+        deterministic=True,
     ),
 )
