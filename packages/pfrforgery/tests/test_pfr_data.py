@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfrforgery.config import FederationConfig, from_run_config, round_rate, to_run_config
+from pfrforgery.config import FederationConfig, LossWeights, from_run_config, round_rate, to_run_config
 from pfrforgery.data.datasets import EMBEDDED, DataRequest, client_data, count_clients, pooled_train
 from pfrforgery.data.layouts import count_table, gather, scan
 from pfrforgery.data.manifest import Row, read_manifest, write_manifest
@@ -83,6 +83,10 @@ def test_faceforensics_is_read_by_its_own_lists(tmp_path: Path) -> None:
     picture(tmp_path / "original_sequences/youtube/c23/frames/999/0.png")
     with pytest.raises(UserError, match="999"):
         scan(tmp_path, "ffpp")
+    for spoilt in ({"000": 1}, ["000"], [["000", {}]]):
+        (tmp_path / "splits" / "val.json").write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match="not a list of pairs"):
+            scan(tmp_path, "ffpp")
 
 
 def test_celeb_df_counts_one_as_real_and_is_converted(tmp_path: Path) -> None:
@@ -108,9 +112,10 @@ def test_dfdc_follows_its_metadata(tmp_path: Path) -> None:
     rows = scan(tmp_path, "dfdc")
     assert [(row.label, row.video.split("/")[-1]) for row in rows] == [("real", "aaa"), ("fake", "bbb")]
     assert rows[0].split == rows[1].split
-    (part / "metadata.json").write_text("[]")
-    with pytest.raises(UserError, match="DFDC metadata"):
-        scan(tmp_path, "dfdc")
+    for spoilt in ({"aaa.mp4": 3}, {"aaa.mp4": {"label": "FAKE", "original": 5}}, {"aaa.mp4": {"label": None}}):
+        (part / "metadata.json").write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match="DFDC metadata"):
+            scan(tmp_path, "dfdc")
 
 
 def test_wilddeepfake_and_deeperforensics_are_read(tmp_path: Path) -> None:
@@ -160,6 +165,13 @@ def test_a_partition_divides_whole_videos_without_overlap(tmp_path: Path, by: st
     assert len(data.train) + len(data.held_out) == len(made.clients[1].train)
     few = partition(manifest, Shares(by, clients=2, concentration=50.0, train_images=8, test_images=4))
     assert all(len(each.train) <= 8 for each in few.clients)
+    content = json.loads(path.read_text())
+    # Row numbers that `int` would take, cut or fall over.
+    for wrong in ("12", [1.5], [float("inf")], [True], [len(rows)], {"0": 0}):
+        spoilt = content | {"clients": {"0": {"name": "a", "train": wrong, "test": []}}}
+        (path.parent / "spoilt.json").write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match=r"spoilt\.json: (not a partition|names rows)"):
+            read_partition(path.parent / "spoilt.json")
     write_manifest(manifest, rows[1:])
     with pytest.raises(UserError, match="has changed"):
         read_partition(path)
@@ -222,6 +234,8 @@ def test_a_client_without_fakes_or_with_one_image_is_refused(tmp_path: Path) -> 
     write_manifest(tmp_path / "m.csv", rows)
     with pytest.raises(UserError, match="all training images are real; --allow-single-class"):
         partition(tmp_path / "m.csv")
+    with pytest.raises(UserError, match="there are only 3 images"):
+        partition(tmp_path / "m.csv", Shares("iid", clients=2**31 - 1))
     write_manifest(tmp_path / "m.csv", rows[:1])
     with pytest.raises(UserError, match="has 1 training images"):
         partition(tmp_path / "m.csv")
@@ -235,9 +249,13 @@ def test_the_configuration_survives_flowers_form_and_refuses_nonsense() -> None:
     for changes, words in (
         ({"rounds": 0}, "0 is not a whole number from 1"),
         ({"batch_size": 1}, "at least 2"),
-        ({"fraction": 1.5}, "fraction 1.5"),
+        ({"fraction": 1.5}, "fraction: 1.5"),
+        ({"fraction": 0.0}, "some client must train"),
+        ({"momentum": 1.0}, "momentum 1.0: must be below 1"),
         ({"split": 7}, "stage 1, 2, 3 or 4"),
-        ({"alpha": -1.0}, "alpha -1"),
+        ({"alpha": -1.0}, "alpha: -1"),
+        ({"specific": -0.1}, "specific: -0.1"),
+        ({"max_samples": 0}, "max_samples: 0"),
         ({"routing": "plain"}, "set alpha to 0"),
         ({"learning_rate": 0.0}, "learning_rate: 0 is not above 0"),
         ({"seed": 2**40}, "seed"),
@@ -245,5 +263,13 @@ def test_the_configuration_survives_flowers_form_and_refuses_nonsense() -> None:
     ):
         with pytest.raises(UserError, match=words):
             replace(FederationConfig(), **changes)
+    for make, words in (
+        (lambda: LossWeights(beta=-1.0), "beta: -1"),
+        (lambda: Shares(clients=0), "clients: 0"),
+        (lambda: Shares(seed=-1), "seed: -1"),
+        (lambda: request(image_size=0), "image_size: 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make()
     with pytest.raises(UserError, match="algorithm"):
         from_run_config({"algorithm": "fedsgd"})

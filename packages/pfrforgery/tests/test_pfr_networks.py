@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from pfrforgery.config import FederationConfig
 from pfrforgery.method.baselines import ALGORITHMS, create_detector, kept_names
 from pfrforgery.models.backbones import backbone_weights
-from pfrforgery.models.networks import TwoBranchDetector, load_exactly
+from pfrforgery.models.networks import PersonalModelDetector, TwoBranchDetector, load_exactly
 from tenfold import UserError
 
 
@@ -93,6 +93,9 @@ def test_timm_resnets_have_the_same_stages() -> None:
     assert model(torch.rand(2, 3, 64, 64))["personal"].shape == (2, 2)
     with pytest.raises(UserError, match="layer1 to layer4"):
         TwoBranchDetector("timm:vit_tiny_patch16_224")
+    for elsewhere in ("timm:hf-hub:owner/name", "timm:local-dir:/tmp/model", "timm:owner/name"):
+        with pytest.raises(UserError, match="timm has no such model"):
+            TwoBranchDetector(elsewhere)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -109,11 +112,34 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             backbone_weights("resnet18", source)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"other\.safetensors: weights of another model"):
         create_detector(FederationConfig(backbone="resnet18", pretrained=str(tmp_path / "other.safetensors")))
     for backbone, split in (("resnet7", 3), ("resnet18", 5)):
         with pytest.raises(UserError):
             TwoBranchDetector(backbone, split)
+
+
+def test_a_saved_detector_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    model = TwoBranchDetector("tiny").eval()
+    model.save_pretrained(tmp_path)
+    again, image = TwoBranchDetector.from_pretrained(tmp_path), torch.rand(1, 3, 32, 32)
+    assert not again.training
+    assert torch.equal(again.predict_proba(image), model.predict_proba(image))
+    with pytest.raises(UserError, match="read it with TwoBranchDetector"):
+        PersonalModelDetector.from_pretrained(tmp_path)
+    weights, description = tmp_path / "model.safetensors", tmp_path / "config.json"
+    state, said = model.state_dict(), description.read_text()
+    # The mixin alone would leave what is missing as it was drawn.
+    save_file({name: value for name, value in state.items() if not name.startswith("personal.")}, weights)
+    with pytest.raises(UserError, match=r"model\.safetensors: .* missing, first personal"):
+        TwoBranchDetector.from_pretrained(tmp_path)
+    save_file({**state, "shared.fc.bias": torch.zeros(3)}, weights)
+    with pytest.raises(UserError, match=r"model\.safetensors: .* expected \(2,\)"):
+        TwoBranchDetector.from_pretrained(tmp_path)
+    for wrong in ("[" * 100_000, "[]", said.replace("3", '"x"'), said.replace("tiny", "resnet7"), '{"detector": 1}'):
+        description.write_text(wrong)
+        with pytest.raises(UserError):
+            TwoBranchDetector.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -60,20 +60,39 @@ def _print_run(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    from tenfold.runs import RunFolder
+
+    result = RunFolder(folder).result()
     table = Table(box=None, pad_edge=False)
     for column in ("client", "ACC", "AUC", "EER"):
         table.add_column(column, justify="left" if column == "client" else "right")
-    for client, values in result["clients"].items():
-        table.add_row(client, *(_three(values[metric]) for metric in ("acc", "auc", "eer")))
-    for name in ("mean", "worst"):
-        table.add_row(name, *(_three(result["over clients"][metric][name]) for metric in ("acc", "auc", "eer")))
+    try:
+        for row in _measured_rows(result):
+            table.add_row(*row)
+        lines = _closing_lines(result)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{folder / 'result.json'}: is damaged; it is not what a run writes") from None
     Console(width=100).print(table)
+    print("\n".join([*lines, f"{result['algorithm']}, {result['rounds']} rounds -> {folder}"]))
+
+
+def _measured_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Name, ACC, AUC and EER of each client, and over clients."""
+    metrics = ("acc", "auc", "eer")
+    of_clients = [
+        [client, *(_three(values[metric]) for metric in metrics)] for client, values in result["clients"].items()
+    ]
+    over = result["over clients"]
+    return of_clients + [[name, *(_three(over[metric][name]) for metric in metrics)] for name in ("mean", "worst")]
+
+
+def _closing_lines(result: dict[str, Any]) -> list[str]:
+    """The traffic, and the first who were left out."""
     traffic = result["bytes per round"]
-    print(f"{traffic['down'] / 2**20:.2f} MiB down and {traffic['up'] / 2**20:.2f} MiB up per round")
-    for left_out in result["rejected"][:10]:
-        print(f"round {left_out['round']}: {left_out['who']} left out: {left_out['why']}")
-    print(f"{result['algorithm']}, {result['rounds']} rounds -> {folder}")
+    return [
+        f"{traffic['down'] / 2**20:.2f} MiB down and {traffic['up'] / 2**20:.2f} MiB up per round",
+        *(f"round {each['round']}: {each['who']} left out: {each['why']}" for each in result["rejected"][:10]),
+    ]
 
 
 def _three(value: float | None) -> str:
@@ -105,10 +124,13 @@ def eval(  # noqa: A001  # the verb's name
     from rich.console import Console
     from rich.table import Table
 
-    from pfrforgery.pipeline.inference import evaluate_run, open_run, over_measured
+    from pfrforgery.pipeline.inference import check_spares_run, evaluate_run, open_run, over_measured
     from pfrforgery.training.server_app import finite
-    from tenfold.files import write_text
+    from tenfold.files import check_writable, write_text
 
+    if out is not None:
+        check_writable(out)
+        check_spares_run(run_folder, out)
     opened = open_run(run_folder)
     measured = evaluate_run(opened, protocol, device)
     if out is not None:
@@ -145,7 +167,7 @@ def predict(
     run_folder: Path,
     pictures: Path,
     *,
-    client: int,
+    client: Size,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     device: str = "auto",
 ) -> int:
@@ -162,12 +184,13 @@ def predict(
     """
     import dataclasses
 
-    from pfrforgery.pipeline.inference import client_detector, open_run, predict_pictures
+    from pfrforgery.pipeline.inference import check_spares_run, client_detector, open_run, predict_pictures
     from tenfold.files import check_writable, write_text
     from tenfold.images import list_images
 
     if out is not None:
         check_writable(out)
+        check_spares_run(run_folder, out)
         if out.resolve() in {path.resolve() for path in list_images(pictures)}:
             raise UserError(f"{out}: is an input; choose another --out")
     opened = open_run(run_folder)
@@ -194,7 +217,7 @@ def predict(
 
 
 @verb(app, "pfrforgery export runs/fedpr --client 0 --out detector0")
-def export(run_folder: Path, *, client: int, out: Out) -> None:
+def export(run_folder: Path, *, client: Size, out: Out) -> None:
     """Write a client's detector, shared and personal part together, for `TwoBranchDetector.from_pretrained`.
 
     Args:
@@ -245,11 +268,12 @@ def partition(
     """
     from pfrforgery.data.layouts import gather
     from pfrforgery.data.manifest import read_manifest, write_manifest
-    from pfrforgery.data.partition import Partition, Shares, divide
+    from pfrforgery.data.partition import Partition, Shares, check_replaceable, divide
 
     shares = Shares(by, clients, concentration, train_images, test_images, seed, allow_single_class)
     has_manifest = len(roots) == 1 and roots[0].endswith(".csv")
     manifest = Path(roots[0]) if has_manifest else out.with_suffix(".csv")
+    check_replaceable(out, manifest, makes_manifest=not has_manifest)
     rows = read_manifest(manifest) if has_manifest else gather(roots, out.parent, train_share)
     found = Partition(divide(rows, shares), manifest, seed)
     if not has_manifest:

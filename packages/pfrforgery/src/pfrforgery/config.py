@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.federated import Aggregation, Safeguards
-from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Size, check_fields
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, Size, check_fields
 
 Routing = Literal["shared_main", "personal_main", "plain"]
 
@@ -29,21 +29,21 @@ class LossWeights:
         adv_clip: largest joint norm of the adversarial gradient.
     """
 
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 1.0
-    adv_clip: float = 0.1
+    alpha: NonNegative = 0.1
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    adv_clip: NonNegative = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def check_weights(weights: LossWeights, routing: Routing) -> None:
     """Refuse weights that mean nothing.
 
     Raises:
-        UserError: a negative weight, or an adversarial loss in the routing that has none.
+        UserError: an adversarial loss in the routing that has none.
     """
-    for name in ("alpha", "beta", "gamma", "adv_clip"):
-        if not getattr(weights, name) >= 0:
-            raise UserError(f"{name} {getattr(weights, name)}: must be at least 0")
     if routing == "plain" and weights.alpha:
         raise UserError(f"alpha {weights.alpha}: routing plain has no adversarial loss; set alpha to 0")
 
@@ -119,32 +119,32 @@ class FederationConfig:
     data: str = "drawn:tints"
     clients: Size = 0
     rounds: Count = 20
-    fraction: float = 1.0
+    fraction: Share = 1.0
     local_steps: Size = 8
     local_epochs: Count = 1
     batch_size: Count = 32
     learning_rate: Positive = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: float = 0.9
+    momentum: Share = 0.9
     weight_decay: NonNegative = 5e-4
     flip: bool = True
     routing: Routing = "shared_main"
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 1.0
-    adv_clip: float = 0.1
+    alpha: NonNegative = 0.1
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    adv_clip: NonNegative = 0.1
     mu: NonNegative = 0.01
     ditto_lambda: NonNegative = 0.1
     predict: PredictOption = "default"
     val_fraction: OpenShare = 0.2
     backbone: str = "tiny"
-    split: int = 3
-    dropout: float = 0.0
+    split: Count = 3
+    dropout: Share = 0.0
     pretrained: str = ""
     image_size: Count = 32
     train_images: Count = 100
     test_images: Count = 300
-    specific: float = 0.8
+    specific: NonNegative = 0.8
     seed: Seed = 0
     evaluate_every: Count = 1
     timeout: Positive = 3600.0
@@ -153,18 +153,18 @@ class FederationConfig:
     on_bad_client: Literal["skip", "raise"] = "skip"
     allow_state_reset: bool = False
     aggregation: Aggregation = "mean"
-    trim: float = 0.2
-    clip_norm: float = 0.0
-    max_update_norm: float = 1e6
-    max_samples: int = 10_000_000
+    trim: OpenShare = 0.2
+    clip_norm: NonNegative = 0.0
+    max_update_norm: NonNegative = 1e6
+    max_samples: Count = 10_000_000
 
     def __post_init__(self) -> None:
         check_fields(self)
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "the statistics need at least 2 images")
-        _require(0 < self.fraction <= 1, "fraction", self.fraction, "must be in (0, 1]")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
-        _require(1 <= self.split <= 4, "split", self.split, "a branch begins at stage 1, 2, 3 or 4")
+        _require(self.fraction > 0, "fraction", self.fraction, "some client must train; use a share above 0")
+        _require(self.momentum < 1, "momentum", self.momentum, "must be below 1")
+        _require(self.dropout < 1, "dropout", self.dropout, "must be below 1")
+        _require(self.split <= 4, "split", self.split, "a branch begins at stage 1, 2, 3 or 4")
         check_weights(self.loss_weights, self.routing)
         _ = self.safeguards  # checks its own values
 

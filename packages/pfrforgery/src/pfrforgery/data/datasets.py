@@ -19,6 +19,7 @@ from pfrforgery.data.synthetic.forgeries import drawn_family, family_of, photo_f
 from tenfold import UserError
 from tenfold.data import embedded_pictures, to_tensor
 from tenfold.images import read_image
+from tenfold.options import Count, NonNegative, Seed, Share, Size, check_fields
 
 EMBEDDED = ("drawn:tints", "drawn:families", "photos:families")
 TEST_PHOTOGRAPHS = ("coffee", "flower", "rocket")
@@ -81,13 +82,16 @@ class DataRequest:
     """
 
     data: str
-    clients: int
-    image_size: int
-    train_images: int
-    test_images: int
-    specific: float
-    seed: int
-    held_out: float
+    clients: Count
+    image_size: Count
+    train_images: Size
+    test_images: Size
+    specific: NonNegative
+    seed: Seed
+    held_out: Share
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def of(cls, config: FederationConfig, clients: int, data: str | None = None) -> "DataRequest":

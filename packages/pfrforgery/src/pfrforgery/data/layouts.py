@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from pfrforgery.data.manifest import SPLITS, Row, check_rows, hashed_split
 from tenfold import UserError
 from tenfold.images import list_images
-from tenfold.reading import read_json, read_text
+from tenfold.reading import read_json, read_json_object, read_text
 
 Layout = Literal["folders", "ffpp", "celebdf", "dfdc", "wilddeepfake", "deeperforensics"]
 FF_MANIPULATIONS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
@@ -108,11 +108,14 @@ def _ff_splits(root: Path) -> dict[str, str]:
         path = root / "splits" / f"{split}.json"
         if path.exists():
             pairs = read_json(path)
-            try:
-                found |= {identifier: split for pair in pairs for identifier in pair}
-            except TypeError:
-                raise UserError(f"{path}: not a list of pairs of video numbers") from None
+            if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+                raise UserError(f"{path}: not a list of pairs of video numbers")
+            found |= {identifier: split for pair in pairs for identifier in pair}
     return found
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _celebdf(root: Path, train_share: float) -> list[Row]:
@@ -141,13 +144,7 @@ def _dfdc(root: Path, train_share: float) -> list[Row]:
     rows = []
     for listing in sorted(root.rglob("metadata.json")):
         part = listing.parent.relative_to(root)
-        entries = read_json(listing)
-        try:
-            about = {
-                Path(name).stem: (entry["label"].lower(), entry.get("original")) for name, entry in entries.items()
-            }
-        except (TypeError, KeyError, AttributeError):
-            raise UserError(f"{listing}: not DFDC metadata (VIDEO: {{label, original}})") from None
+        about = _dfdc_videos(listing)
         for path, parts in _pictures(root, *part.parts):
             video = parts[0] if len(parts) > 1 else path.stem
             if video not in about:
@@ -157,6 +154,18 @@ def _dfdc(root: Path, train_share: float) -> list[Row]:
             split = hashed_split(Path(original).stem if original else video, train_share)
             rows.append(Row(path.as_posix(), label, "dfdc", split, f"dfdc/{part.as_posix()}/{video}"))
     return rows
+
+
+def _dfdc_videos(listing: Path) -> dict[str, tuple[str, str | None]]:
+    """Label and original of each video, by name."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, entry in read_json_object(listing).items():
+        entry = entry if isinstance(entry, dict) else {}
+        label, original = entry.get("label"), entry.get("original")
+        if not isinstance(label, str) or not isinstance(original, str | None):
+            raise UserError(f"{listing}: not DFDC metadata (VIDEO: {{label, original}})")
+        found[Path(name).stem] = (label.lower(), original)
+    return found
 
 
 def _wilddeepfake(root: Path, train_share: float) -> list[Row]:  # noqa: ARG001  # the set is split as distributed

@@ -3,17 +3,19 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pfrforgery.data.manifest import Row, manifest_sha256, read_manifest
+from pfrforgery.data.manifest import COLUMNS, Row, manifest_sha256, read_manifest
 from tenfold import UserError
-from tenfold.files import write_text
-from tenfold.reading import read_json_object
+from tenfold.files import check_writable, write_text
+from tenfold.options import Count, Positive, Seed, Size, check_fields
+from tenfold.reading import read_json_object, read_rows
 
 By = Literal["source", "iid", "dirichlet", "sites"]
 
@@ -73,10 +75,10 @@ def read_partition(path: Path) -> Partition:
     try:
         manifest = path.parent / content["manifest"]
         clients = tuple(
-            ClientRows(str(entry["name"]), tuple(map(int, entry["train"])), tuple(map(int, entry["test"])))
+            ClientRows(str(entry["name"]), _row_numbers(entry["train"]), _row_numbers(entry["test"]))
             for _, entry in sorted(content["clients"].items(), key=lambda item: int(item[0]))
         )
-        expected, seed = content["manifest_sha256"], int(content["seed"])
+        expected, seed = content["manifest_sha256"], _whole(content["seed"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a partition; make one with `pfrforgery partition`") from None
     rows = read_manifest(manifest)
@@ -88,6 +90,50 @@ def read_partition(path: Path) -> Partition:
     if len(set(used)) < len(used):
         raise UserError(f"{path}: an image belongs to two clients or to two splits")
     return Partition(clients, manifest, seed)
+
+
+def _row_numbers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise TypeError("not a list")
+    return tuple(map(_whole, values))
+
+
+def _whole(value: object) -> int:
+    # `int` would cut 1.5 down to 1, and infinity is no ValueError to it.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("not a whole number")
+    return value
+
+
+def check_replaceable(path: Path, manifest: Path, makes_manifest: bool) -> None:
+    """Refuse to write a partition, or the manifest beside it, over anything but an earlier one.
+
+    Args:
+        path: where the partition goes.
+        manifest: where its manifest is or goes.
+        makes_manifest: whether the manifest is written too.
+
+    Raises:
+        UserError: a place that cannot be written or that holds something else, such as the manifest that is read.
+    """
+    check_writable(path)
+    if path.resolve() == manifest.resolve():
+        raise UserError(f"{path}: is the manifest's place; choose an --out that ends in .json")
+    if path.exists() and not path.is_dir():
+        with _named_in_the_way(path, "partition"):
+            if not {"clients", "manifest"} <= read_json_object(path).keys():
+                raise UserError("lists no clients")
+    if makes_manifest and manifest.exists():
+        with _named_in_the_way(manifest, "manifest"):
+            read_rows(manifest, COLUMNS)
+
+
+@contextmanager
+def _named_in_the_way(path: Path, kind: str) -> Generator[None]:
+    try:
+        yield
+    except UserError:
+        raise UserError(f"{path}: exists and is no {kind} of this program; choose another --out") from None
 
 
 @dataclass(frozen=True)
@@ -107,18 +153,15 @@ class Shares:
     """
 
     by: By = "source"
-    clients: int = 5
-    concentration: float = 0.5
-    train_images: int = 0
-    test_images: int = 0
-    seed: int = 0
+    clients: Count = 5
+    concentration: Positive = 0.5
+    train_images: Size = 0
+    test_images: Size = 0
+    seed: Seed = 0
     allow_single_class: bool = False
 
     def __post_init__(self) -> None:
-        if self.clients < 1:
-            raise UserError(f"clients {self.clients}: must be at least 1")
-        if not self.concentration > 0:
-            raise UserError(f"concentration {self.concentration}: must be above 0")
+        check_fields(self)
 
 
 def partition(manifest: Path, shares: Shares = Shares()) -> Partition:  # frozen
@@ -136,6 +179,8 @@ def partition(manifest: Path, shares: Shares = Shares()) -> Partition:  # frozen
 
 def divide(rows: Sequence[Row], shares: Shares) -> tuple[ClientRows, ...]:
     """Divide rows among clients; see `partition`."""
+    if shares.by != "source" and shares.clients > len(rows):
+        raise UserError(f"clients {shares.clients}: there are only {len(rows)} images")
     rng = np.random.default_rng(shares.seed)
     if shares.by == "source":
         members_of = _by_source(rows)

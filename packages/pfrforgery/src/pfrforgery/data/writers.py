@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pfrforgery.data.datasets import EMBEDDED, ClientData, DataRequest, client_data
 from tenfold import UserError
+from tenfold.files import atomic_folder
 from tenfold.images import write_image
 
 
@@ -22,17 +23,16 @@ def write_faces(out: Path, data: str, clients: int, images: int, size: int = 32,
         The number of pictures.
 
     Raises:
-        UserError: no such set, or a folder that is not empty.
+        UserError: no such set, numbers out of range, or a folder that is not empty.
     """
     if data not in EMBEDDED:
         raise UserError(f"--data {data}: use {', '.join(EMBEDDED)}")
     if clients < 1 or images < 4:
         raise UserError(f"{clients} clients of {images} images: at least 1 of 4 are needed")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not an empty folder; choose another")
     train = round(0.7 * images)
     request = DataRequest(data, clients, size, train, images - train, 0.8, seed, 0.0)
-    return sum(_write_client(out, client_data(request, number)) for number in range(clients))
+    with atomic_folder(out) as folder:
+        return sum(_write_client(folder, client_data(request, number)) for number in range(clients))
 
 
 def _write_client(out: Path, data: ClientData) -> int:

@@ -83,7 +83,7 @@ def create_detector(config: FederationConfig) -> TwoBranchDetector:
                 config.backbone, config.split, dropout=config.dropout, personal=network == "two branches"
             )
     if config.pretrained:
-        model.load_backbone(backbone_weights(config.backbone, config.pretrained))
+        model.load_backbone(backbone_weights(config.backbone, config.pretrained), f"pretrained {config.pretrained}")
     return model
 
 

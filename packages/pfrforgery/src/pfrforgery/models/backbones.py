@@ -70,6 +70,9 @@ def _library_network(name: str) -> nn.Module:
     if name.startswith("timm:"):
         import timm
 
+        # Names with a colon or a slash would read folders or fetch from the Hub, at no commit that anyone said.
+        if not re.fullmatch(r"timm:[\w.]+", name):
+            raise UserError(f"backbone {name}: timm has no such model")
         try:
             return timm.create_model(name.removeprefix("timm:"), pretrained=False)
         except RuntimeError:

@@ -3,6 +3,8 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,11 +14,35 @@ from torch import Tensor, nn
 
 from pfrforgery.models.backbones import cut_backbone
 from tenfold import UserError
+from tenfold.checkpoints import load_weights, read_tensors
+from tenfold.config import from_dict
+from tenfold.hub import model_folder
+from tenfold.options import Count, Share
+from tenfold.reading import CONFIG_LIMIT, read_json_object
 
 Predict = Literal["fused", "summed", "shared", "personal"]
 SHARED_PREFIXES = ("extractor.", "shared.")
 COUNTER = "num_batches_tracked"
 """Never sent nor kept: an average makes a fraction of this step counter, and clipping would see only it."""
+
+
+@dataclass(frozen=True)
+class DetectorDescription:
+    """What `config.json` beside a detector's weights may say; see `TwoBranchDetector`.
+
+    Attributes:
+        backbone: see there.
+        split: see there.
+        num_classes: see there.
+        dropout: see there.
+        personal: see there.
+    """
+
+    backbone: str = "resnet18"
+    split: Count = 3
+    num_classes: Count = 2
+    dropout: Share = 0.0
+    personal: bool = True
 
 
 class TwoBranchDetector(nn.Module, PyTorchModelHubMixin, library_name="pfrforgery", tags=["face-forgery-detection"]):
@@ -46,6 +72,29 @@ class TwoBranchDetector(nn.Module, PyTorchModelHubMixin, library_name="pfrforger
             last = self.personal.get_submodule("fc")
             assert isinstance(last, nn.Linear)
             last.reset_parameters()
+
+    @classmethod
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options: the mixin reads any weights, with any left out
+        cls, model: str | Path, *, revision: str | None = None
+    ) -> "TwoBranchDetector":
+        """Read a detector that `save_pretrained` or `pfrforgery export` wrote, ready to predict.
+
+        Args:
+            model: its folder, or its name on the Hub.
+            revision: branch, tag or commit of the Hub.
+
+        Raises:
+            UserError: no such detector, a damaged one, or weights that are not exactly its own.
+        """
+        folder = model_folder(model, revision)
+        description = read_json_object(folder / "config.json", CONFIG_LIMIT)
+        about = from_dict(description, DetectorDescription, str(folder / "config.json"))
+        tensors, _ = read_tensors(folder / "model.safetensors")
+        if "personal" in description and issubclass(cls, PersonalModelDetector):
+            raise UserError(f"{folder}: holds one network with branches; read it with TwoBranchDetector")
+        detector = cls(**{name: getattr(about, name) for name in description})
+        load_weights(detector, tensors, folder / "model.safetensors")
+        return detector.eval()
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> dict[str, Float[Tensor, "n c"]]:
         """Logits of each branch for RGB images in [0, 1]: `shared` and, where there is one, `personal`."""
@@ -91,8 +140,12 @@ class TwoBranchDetector(nn.Module, PyTorchModelHubMixin, library_name="pfrforger
         """Load what `personal_state` gave; exactly its names and shapes."""
         load_exactly(self, state, self.personal_state().keys())
 
-    def load_backbone(self, weights: Mapping[str, Tensor]) -> None:
+    def load_backbone(self, weights: Mapping[str, Tensor], source: str = "") -> None:
         """Start extractor and both branches from the weights of the plain backbone; last layers stay as drawn.
+
+        Args:
+            weights: of the backbone.
+            source: where they come from, for errors.
 
         Raises:
             UserError: weights of another network.
@@ -100,7 +153,7 @@ class TwoBranchDetector(nn.Module, PyTorchModelHubMixin, library_name="pfrforger
         for part in (self.extractor, self.shared, self.personal):
             if part is not None:
                 wanted = [name for name in part.state_dict() if not name.startswith("fc.")]
-                load_exactly(part, {name: weights[name] for name in wanted if name in weights}, wanted)
+                load_exactly(part, {name: weights[name] for name in wanted if name in weights}, wanted, source)
 
 
 class PersonalModelDetector(TwoBranchDetector):
@@ -165,24 +218,30 @@ def pick(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTER) and chosen(name)}
 
 
-def load_exactly(model: nn.Module, state: Mapping[str, Tensor], expected: Iterable[str]) -> None:
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], expected: Iterable[str], source: str = "") -> None:
     """Copy a part of the state into a model; exactly the expected names and shapes.
+
+    Args:
+        model: takes it.
+        state: by name.
+        expected: names.
+        source: where the state comes from, for errors.
 
     Raises:
         UserError: names missing or unknown, or another shape; the first few are listed.
     """
-    names = list(expected)
+    names, what = list(expected), f"{source}: weights of another model" if source else "weights of another model"
     missing, extra = sorted(set(names) - state.keys()), sorted(state.keys() - set(names))
     if missing or extra:
         faults = [f"missing {', '.join(missing[:3])}"] * bool(missing) + [f"unknown {', '.join(extra[:3])}"] * bool(
             extra
         )
-        raise UserError(f"weights of another model: {'; '.join(faults)} ({len(missing)} missing, {len(extra)} unknown)")
+        raise UserError(f"{what}: {'; '.join(faults)} ({len(missing)} missing, {len(extra)} unknown)")
     own = model.state_dict()
     for name in names:
         if own[name].shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)} for {tuple(own[name].shape)}"
-            raise UserError(f"weights of another model: {name} has shape {shapes}")
+            raise UserError(f"{what}: {name} has shape {shapes}")
     with torch.no_grad():
         for name in names:
             own[name].copy_(state[name])

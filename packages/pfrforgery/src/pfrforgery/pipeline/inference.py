@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,17 +21,30 @@ from pfrforgery.evaluation.metrics import OverClients, over_clients
 from pfrforgery.method.baselines import ALGORITHMS, Algorithm, create_detector, kept_names, predict_of
 from pfrforgery.models.networks import Predict, TwoBranchDetector, fake_probability, load_exactly
 from pfrforgery.training.local_training import Turn, branch_logits, choose_predict, fine_tune, score_client
-from pfrforgery.training.state import FileStore
+from pfrforgery.training.state import FileStore, read_shared
 from tenfold import UserError
-from tenfold.checkpoints import read_tensors
 from tenfold.config import from_dict
 from tenfold.data import to_tensor
+from tenfold.files import atomic_folder
 from tenfold.folders import FolderReport, work_on_files
 from tenfold.images import list_images
 from tenfold.reading import read_toml
-from tenfold.runs import pick_device, track
+from tenfold.runs import RunFolder, pick_device, track
 
 Protocol = Literal["personalised", "cross", "unseen", "robust"]
+OF_A_RUN = {
+    (name,)
+    for name in (
+        "config.toml",
+        "metrics.jsonl",
+        "result.json",
+        "run.lock",
+        "shared.safetensors",
+        "checkpoints",
+        "personal",
+    )
+}
+"""Names in a run folder that no result may take."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ def open_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: no run, or one without a finished round.
+        UserError: no run, one without a finished round, or a damaged one.
     """
     if not (folder / "config.toml").is_file():
         raise UserError(f"{folder}: holds no run of pfrforgery; make one with `pfrforgery simulate --out {folder}`")
@@ -74,13 +87,33 @@ def open_run(folder: Path) -> Run:
     path = folder / "shared.safetensors"
     if not path.is_file():
         raise UserError(f"{folder}: no round has finished; continue it with --resume")
-    shared, about = read_tensors(path)
-    if about.get("config_sha256") != fingerprint(config):
-        raise UserError(f"{path}: is of a run with another configuration")
-    number = about.get("round", "")
-    if not number.isdecimal():
-        raise UserError(f"{path}: does not say after which round it was written")
-    return Run(folder, config, shared, int(number))
+    shared, last, _ = read_shared(path, fingerprint(config))
+    if RunFolder(folder).is_finished:
+        read_result(folder, config)
+    return Run(folder, config, shared, last)
+
+
+def read_result(folder: Path, config: FederationConfig) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        UserError: no finished run, or a result that is damaged or of another run.
+    """
+    result = RunFolder(folder).result()
+    if (result.get("algorithm"), result.get("rounds")) != (config.algorithm, config.rounds):
+        raise UserError(f"{folder / 'result.json'}: is damaged, or of another run than config.toml beside it")
+    return result
+
+
+def check_spares_run(folder: Path, out: Path) -> None:
+    """Refuse to write over what a run consists of.
+
+    Raises:
+        UserError: `out` is one of its files.
+    """
+    place, run = out.resolve(), folder.resolve()
+    if place.is_relative_to(run) and place.relative_to(run).parts[:1] in OF_A_RUN:
+        raise UserError(f"{out}: belongs to the run; choose another --out")
 
 
 def client_detector(run: Run, client: int, device: str = "auto") -> tuple[TwoBranchDetector, Predict]:
@@ -93,12 +126,13 @@ def client_detector(run: Run, client: int, device: str = "auto") -> tuple[TwoBra
     if not 0 <= client < config.clients:
         raise UserError(f"--client {client}: {run.folder} has clients 0 to {config.clients - 1}")
     model = create_detector(config).to(pick_device(device))
-    load_exactly(model, run.shared, algorithm.uploads(model))
+    load_exactly(model, run.shared, algorithm.uploads(model), str(run.folder / "shared.safetensors"))
     names = kept_names(model, algorithm)
     if names:
-        kept = FileStore(run.folder / "personal", client, fingerprint(config)).load(run.round)
+        store = FileStore(run.folder / "personal", client, fingerprint(config))
+        kept = store.load(run.round)
         if kept is not None:
-            load_exactly(model, kept.tensors, names)
+            load_exactly(model, kept.tensors, names, str(store.folder))
     if algorithm.fine_tunes or config.predict == "auto":
         data = run.data(client)
         fine_tune(model, data, algorithm, config, Turn(config.seed, run.round, client))
@@ -278,7 +312,7 @@ def predict_pictures(
         for index, path in enumerate(batch):
             alone = float(personal[index]) if personal is not None else None
             values = (float(decided[index]), float(shared[index]))
-            if not all(map(math.isfinite, values)):
+            if not all(map(math.isfinite, (*values, alone or 0.0))):
                 raise UserError(f"{path}: the prediction is not finite")
             predictions[path] = Prediction(str(path), *values, alone)
     return FolderReport(predictions, found.skipped)
@@ -292,10 +326,6 @@ def export(run: Run, client: int, out: Path) -> None:
     """
     if run.algorithm.network == "two networks":
         raise UserError(f"{run.folder}: ditto keeps two networks; export takes algorithms with one")
-    model, _ = client_detector(run, client, "cpu")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not an empty folder; choose another")
-    try:
-        model.save_pretrained(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write here ({error.strerror})") from None
+    # Around all of it: a folder that will not do is refused before a detector is adapted to its client.
+    with atomic_folder(out) as folder:
+        client_detector(run, client, "cpu")[0].save_pretrained(folder)

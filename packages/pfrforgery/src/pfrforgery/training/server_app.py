@@ -16,9 +16,10 @@ from pfrforgery.config import FederationConfig, fingerprint, from_run_config
 from pfrforgery.data.datasets import EMBEDDED, count_clients
 from pfrforgery.evaluation.metrics import over_clients
 from pfrforgery.method.baselines import ALGORITHMS, create_detector
+from pfrforgery.training.state import read_shared
 from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
-from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.checkpoints import write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.runs import RunFolder
 
@@ -127,10 +128,11 @@ def restore(
     path = folder.path / "shared.safetensors" if folder is not None else None
     if folder is None or path is None or not path.is_file():
         return Progress(), dict(initial)
-    tensors, about = read_tensors(path)
-    if about.get("config_sha256") != fingerprint(config) or tensors.keys() != initial.keys():
-        raise UserError(f"{path}: is of a run with another configuration; choose another --out")
-    progress = Progress(int(about["round"]), {int(key): value for key, value in json.loads(about["book"]).items()})
+    tensors, last, book = read_shared(path, fingerprint(config))
+    shapes = {name: value.shape for name, value in initial.items()}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
+        raise UserError(f"{path}: holds the weights of another model; choose another --out")
+    progress = Progress(last, book)
     folder.rewind(progress.round)
     return progress, {name: tensors[name] for name in initial}
 

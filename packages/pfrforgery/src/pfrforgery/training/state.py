@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from tenfold import UserError
-from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
 
 KEPT_ROUNDS = 2
 """The state of the last round, and of the one before: the server may not have heard of the last."""
@@ -104,6 +104,31 @@ class FileStore:
         write_tensors(self.folder / f"round-{state.round:04d}.safetensors", state.tensors, about)
         for old in [number for number in self.rounds() if number <= state.round][:-KEPT_ROUNDS]:
             self.rounds()[old].unlink()
+
+
+def read_shared(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], int, dict[int, int]]:
+    """Read what the server keeps of a run after each round.
+
+    Args:
+        path: `shared.safetensors` of the run.
+        fingerprint: of the configuration; a file of another one is refused.
+
+    Returns:
+        The averaged entries, the round after which they were kept, and the round in which each client last took part.
+
+    Raises:
+        UserError: a damaged file, or one of another run.
+    """
+    tensors, about = read_tensors(path)
+    if about.get("config_sha256") != fingerprint:
+        raise UserError(f"{path}: is of a run with another configuration")
+    if not re.fullmatch(r"\d{1,9}", about.get("round", ""), re.ASCII):
+        raise UserError(f"{path}: does not say after which round it was written")
+    book = read_metadata(about, "book", path)
+    for client, last in book.items():
+        if not re.fullmatch(r"\d{1,9}", client, re.ASCII) or isinstance(last, bool) or not isinstance(last, int):
+            raise UserError(f"{path}: does not say in which round each client last took part")
+    return tensors, int(about["round"]), {int(client): last for client, last in book.items()}
 
 
 PersonalStore = ContextStore | FileStore
