@@ -23,9 +23,10 @@ from pfrforgery.training.client_app import create_client_app
 from pfrforgery.training.local_grid import run_in_process
 from pfrforgery.training.local_training import Turn, train_client
 from pfrforgery.training.server_app import create_server_app
-from pfrforgery.training.state import ContextStore, FileStore, PersonalState
+from pfrforgery.training.state import ContextStore, FileStore, PersonalState, read_shared
 from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
+from tenfold.checkpoints import read_tensors, write_tensors
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 SMALL = FederationConfig(
@@ -414,6 +415,37 @@ def test_a_killed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "0" / "round-0001.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="damaged"):
         store.load(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config_sha256": "other"}, "another configuration"),
+        ({"round": "1e3"}, "after which round"),
+        ({"round": "9" * 5000}, "after which round"),
+        ({"book": "[]"}, "'book' of its metadata"),
+        ({"book": "[" * 100_000}, "nested too deeply"),
+        ({"book": '{"0": "x"}'}, "in which round"),
+        ({"book": '{"x": 1}'}, "in which round"),
+    ],
+)
+def test_a_checkpoint_that_no_server_wrote_is_refused(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    about, path = {"config_sha256": "abc", "round": "2", "book": '{"0": 2, "3": 1}'}, tmp_path / "shared.safetensors"
+    write_tensors(path, {"v": torch.zeros(2)}, about)
+    assert read_shared(path, "abc")[1:] == (2, {0: 2, 3: 1})
+    write_tensors(path, {"v": torch.zeros(2)}, about | changes)
+    with pytest.raises(UserError, match=words):
+        read_shared(path, "abc")
+
+
+def test_a_run_is_not_resumed_from_the_weights_of_another_model(tmp_path: Path) -> None:
+    config = replace(SMALL, rounds=1)
+    shared = simulate(config, tmp_path / "run").shared
+    path = tmp_path / "run" / "shared.safetensors"
+    about = read_tensors(path)[1]
+    write_tensors(path, shared | {"shared.fc.bias": torch.zeros(3)}, about)
+    with pytest.raises(UserError, match=r"shared\.safetensors: holds the weights of another model"):
+        simulate(config, tmp_path / "run", resume=True)
 
 
 def test_a_detector_can_be_taken_from_a_run() -> None:
