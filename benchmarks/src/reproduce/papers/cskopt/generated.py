@@ -59,7 +59,7 @@ EXPERIMENTS = (
     Experiment(
         "shapes",
         "Generated textured shapes: ten base classes, then five sessions of two (in the smoke tier six, then two of two).",
-        {"smoke": 3, "small": 5},
+        {"smoke": 1, "small": 5},
         measure_shapes,
         ARMS,
         METRICS,

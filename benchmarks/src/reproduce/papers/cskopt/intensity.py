@@ -36,7 +36,7 @@ EXPERIMENTS = (
     Experiment(
         "intensity",
         "Knowledge intensity of edge and corner elements of the kernels against the centre's.",
-        {"smoke": 3, "small": 5},
+        {"smoke": 1, "small": 5},
         measure_intensity,
         ARMS,
         METRICS,

@@ -74,7 +74,7 @@ EXPERIMENTS = (
     Experiment(
         "memory",
         "A training step of ResNet-18, batch 8 of 96 x 96 pixels, 100 classes: bytes and multiply-adds.",
-        {"smoke": 2, "small": 2},
+        {"smoke": 1, "small": 1},
         measure_memory,
         ARMS,
         METRICS,

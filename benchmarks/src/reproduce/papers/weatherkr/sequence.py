@@ -144,7 +144,7 @@ EXPERIMENTS = (
     Experiment(
         "quick-look",
         "Haze, rain, snow in sequence on windows of photographs, 40 steps a task, a network of 12 channels, 12 stored patches in all; tested on other photographs.",
-        {"smoke": 2},
+        {"smoke": 1},
         quick,
         WORDS,
         METRICS,

@@ -81,7 +81,32 @@ def large_picture(seed: int, _tier: str, _place: Path) -> Measurement:
     return arms
 
 
+def first_gain(_seed: int, _tier: str, _place: Path) -> Measurement:
+    """Haze and rain of the training's setting on two photographs, and tiles against the whole picture."""
+    from tenfold.data import embedded_pictures
+    from weatherkr import SyntheticPairs, evaluate, load_model, seam_error
+
+    net = load_model("compact", "cpu")
+    found = embedded_pictures()
+    files = [found[name] for name in ("astronaut", "coffee")]
+    arms: dict[str, dict[str, float]] = {
+        f"{kind}, standard": {"gain": evaluate(net, SyntheticPairs(files, kind, "standard", 0, keep=False)).gain}
+        for kind in ("haze", "rain")
+    }
+    hazy = SyntheticPairs(files, "haze", "standard", 0, keep=False).pair(0)[0][None, :, :256, :256]
+    arms["tiles of 128, global gates"] = {"seam error": seam_error(net, hazy, 128, "global", "float32")}
+    return arms
+
+
 EXPERIMENTS = (
+    Experiment(
+        "two photographs",
+        "The compact model on two photographs it has not seen, with haze and rain of its training's setting.",
+        {"smoke": 1},
+        first_gain,
+        WORDS,
+        METRICS,
+    ),
     Experiment(
         "shipped-model",
         "The compact model on seven photographs it has not seen, with weather of its training's setting and of another.",
@@ -101,6 +126,25 @@ EXPERIMENTS = (
 )
 
 CLAIMS = (
+    *(
+        claim(
+            f"weatherkr/first-gain-{kind}",
+            f"On two photographs the shipped compact model gains at least 3 dB on {kind}.",
+            higher("gain", f"{kind}, standard", than=3.0),
+            experiment="two photographs",
+            source="our README",
+            deterministic=True,
+        )
+        for kind in ("haze", "rain")
+    ),
+    claim(
+        "weatherkr/first-tiles-agree",
+        "With the whole picture's gates, tiles differ from the whole picture by less than a tenth of an 8-bit level.",
+        lower("seam error", "tiles of 128, global gates", than=0.1 / 255),
+        experiment="two photographs",
+        source="our README",
+        deterministic=True,
+    ),
     *(
         claim(
             f"weatherkr/ships-{kind}-{setting}",
