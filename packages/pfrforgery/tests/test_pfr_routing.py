@@ -120,7 +120,7 @@ def test_the_adversarial_gradient_is_clipped_jointly() -> None:
 
 
 def test_weights_without_meaning_are_refused() -> None:
-    with pytest.raises(UserError, match="beta -1"):
+    with pytest.raises(UserError, match="beta: -1"):
         check_weights(LossWeights(beta=-1.0), "shared_main")
     with pytest.raises(UserError, match="set alpha to 0"):
         check_weights(LossWeights(), "plain")
