@@ -55,6 +55,10 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, m
     assert train([], QUICK, tmp_path / "cut", resume=True, device="cpu") == losses
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+    # The configurations too: a network that was read from a checkpoint writes more into its own than one that was built.
+    written = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/model").rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes() for name in written)
     steps = [[line["step"] for line in RunFolder(tmp_path / name).lines()] for name in ("whole", "cut")]
     assert steps[0] == steps[1] == [0, 2, 4, 6]
 

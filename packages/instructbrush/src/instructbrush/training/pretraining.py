@@ -127,6 +127,8 @@ def _foundations(
         folder.rewind(-1)
         folder.log(step=0, clip=loss, seconds=time.perf_counter() - started)
         write_text(done, json.dumps({"loss": loss}) + "\n")  # last: with it all of the above is there
+        # As a resumed run reads it: transformers notes more in the configuration of a network that was read.
+        return vae, network(CLIPModel, kept), loss
     return vae, clip, loss
 
 
