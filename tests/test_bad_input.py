@@ -13,7 +13,8 @@ import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import pytest
 from cyclopts import App
@@ -61,7 +62,8 @@ def example(verb: App, path: tuple[str, ...]) -> list[str]:
 def numeric_options(verb: App) -> Iterator[str]:
     """The long options of a verb that take one number and nothing else."""
     for argument in verb.assemble_argument_collection():
-        if argument.hint in (int, float):
+        kinds = set(get_args(argument.hint)) or {argument.hint}  # of `int | None` both
+        if kinds - {NoneType} and kinds <= {int, float, NoneType}:
             yield from (name for name in argument.names if name.startswith("--"))
 
 
@@ -145,17 +147,25 @@ def answer_or_fault(app: App, name: str, arguments: list[str], folder: Path) -> 
         signal.signal(signal.SIGALRM, before)
 
 
-def test_bad_input_is_refused_in_one_line(package: Any, bad: Path, tmp_path: Path) -> None:
-    name = package.name
+def check(name: str, least: int, bad: Path, place: Path) -> None:
+    """Run every case of a command line; at least so many must have been tried."""
     app = importlib.import_module(f"{name}.cli").app
     faults, tried = [], 0
     for path, verb in verbs(app):
         good = example(verb, path)
         for arguments in itertools.chain(impossible(verb, good, bad), wrong_files(verb, path, good, bad)):
-            folder = tmp_path / str(tried)
+            folder = place / str(tried)
             folder.mkdir()
             tried += 1
             if fault := answer_or_fault(app, name, arguments, folder):
                 faults.append(f"{shlex.join(arguments)[:200]}: {fault}"[:400])
-    assert tried > 20
+    assert tried >= least
     assert not faults, f"{len(faults)} of {tried}:\n" + "\n".join(faults[:40])
+
+
+def test_bad_input_is_refused_in_one_line(package: Any, bad: Path, tmp_path: Path) -> None:
+    check(package.name, 20, bad, tmp_path)
+
+
+def test_reproduce_refuses_bad_input_in_one_line(bad: Path, tmp_path: Path) -> None:
+    check("reproduce", 6, bad, tmp_path)
