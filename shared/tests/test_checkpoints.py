@@ -31,6 +31,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         read_metadata({"note": "[]"}, "note", path)
 
 
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.zeros(0)}
+    metadata = {f"key {number}": '{"quoted": "ünï"}\n' for number in range(8)}
+    for number in range(8):
+        write_tensors(tmp_path / str(number), tensors, metadata if number % 2 else dict(reversed(metadata.items())))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    read, said = read_tensors(tmp_path / "0")
+    assert said == metadata
+    assert torch.equal(read["b"], tensors["b"])
+
+
 def test_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("evil.pth", "evil.safetensors", "evil.ckpt"):

@@ -3,6 +3,7 @@
 Every fault of a file is one line that names it. Writing is atomic: a full disk leaves the checkpoint that was there.
 """
 
+import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params_ema", "par
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file, whole or not at all; the same tensors and metadata give the same bytes.
 
     Args:
         path: the file.
@@ -38,6 +39,19 @@ def write_tensors(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(plain, temporary, dict(metadata) if metadata else None)
+        if metadata and len(metadata) > 1:
+            _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes them in another one each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(ordered.ljust(length))  # the format fills up with spaces
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
