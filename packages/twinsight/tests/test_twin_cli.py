@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tenfold.cli import examples_of, run
 from twinsight import demo as demonstration
@@ -179,11 +181,31 @@ BAD = [
     (("predict", "run", "cut"), "broken.jpg"),
     (("predict", "run", "photos", "--out", "/proc/n.csv"), "cannot write"),
     (("predict", "foreign", "photos"), "not a model of twinsight"),
-    (("predict", "list", "photos"), "config.json"),
+    (("predict", "list", "photos"), "holds a JSON list"),
+    (("predict", "worded", "photos"), "image_size"),
+    (("predict", "vast", "photos"), "at most 4096"),
+    (("predict", "unnamed", "photos"), "2 names for 10 classes"),
+    (("predict", "half", "photos"), "1 missing, first classifier.bias"),
+    (("eval", "nan"), "classifier.bias holds numbers that are not finite"),
+    (("eval", "scalar"), "holds no classifier of 10 classes"),
+    (("eval", "one"), "another name here"),
+    (("eval", "run", "--out", "run/model/config.json"), "is an input"),
+    (("eval", "run", "--data", "pictures", "--out", "pictures/3/1.png"), "is an input"),
+    (("predict", "run", "photos", "--out", "photos/first.png"), "is an input"),
+    (("predict", "run", "photos", "--out", "photos"), "is a folder"),
+    (("partition", "--data", "folder", "--root", "pictures", "--plot", "pictures/3/1.png"), "is an input"),
     (("simulate", "--out", "x", "--preset", "tiny", "--seed", "-1"), "--seed"),
-    (("compare", "lower-bound", "--out", "x", "--preset", "tiny", "--momentum", "nan"), "momentum: nan"),
+    (
+        ("compare", "lower-bound", "--out", "x", "--preset", "tiny", "--momentum", "nan"),
+        "--momentum. nan is not a finite",
+    ),
+    (("compare", "lower-bound", "--out", "x", "--preset", "tiny", "--weight-decay", "-1"), "is not 0 or above"),
+    (("compare", "lower-bound", "--out", "x", "--preset", "tiny", "--target", "101"), "at most 100"),
     (("compare", "--out", "x", "--preset", "tiny"), "requires an argument"),
     (("compare", "nonsense", "--out", "x", "--preset", "tiny"), "no such arm"),
+    # What comes first is not run before the rest is known to be sound.
+    (("compare", "lower-bound", "nonsense", "--out", "x", "--preset", "tiny"), "no such arm"),
+    (("compare", "lower-bound", "lower-bound", "--out", "x", "--preset", "tiny"), "named twice"),
     (("demo", "--out", "photos/first.png/x"), "first.png"),
 ]
 
@@ -197,6 +219,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (workplace / "foreign/model.safetensors").write_bytes(b"\0" * 64)
     shutil.copytree(workplace / "run/model", workplace / "list")
     (workplace / "list/config.json").write_text("[]")
+    described = json.loads((workplace / "run/model/config.json").read_text())
+    told = {"worded": {"image_size": "x"}, "vast": {"image_size": 10**9}, "unnamed": {"classes": ["a", "b"]}}
+    for name, change in (told | {"one": {"kind": "shared"}}).items():
+        shutil.copytree(workplace / "run/model", workplace / name)
+        (workplace / name / "config.json").write_text(json.dumps(described | change))
+    weights = load_file(workplace / "run/model/model.safetensors")
+    bias = {"classifier.bias": torch.full((10,), torch.nan)}
+    rest = {name: each for name, each in weights.items() if name not in bias}
+    for name, held in (("half", rest), ("nan", rest | bias), ("scalar", {"classifier.weight": torch.ones(())})):
+        shutil.copytree(workplace / "run/model", workplace / name)
+        save_file(held, workplace / name / "model.safetensors")
     capsys.readouterr()
     before = set(workplace.rglob("*"))
     for arguments, says in BAD:

@@ -194,6 +194,12 @@ def test_the_lower_bound_draws_from_labelled_clients_and_says_how_many(tmp_path:
     assert results["lower-bound:all"]["clients_per_round"] == 4
     assert len(results["upper-bound"]["labelled_clients"]) == 10
     assert arm_config(TINY, "twin-sight:official").normalisation == "official"
+    with pytest.raises(UserError, match="lower-bound: already holds a run"):
+        compare(replace(TINY, rounds=1), ["twin-sight", "lower-bound"], tmp_path / "arms")
+    assert not (tmp_path / "arms/twin-sight").exists()
+    (tmp_path / "arms/lower-bound/result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"result\.json: is damaged"):
+        compare(replace(TINY, rounds=1), ["lower-bound"], tmp_path / "arms", resume=True)
     with pytest.raises(UserError, match="no such arm"):
         arm_config(TINY, "twin-sight:nonsense")
 
@@ -240,6 +246,8 @@ def test_run_configurations_are_checked() -> None:
     assert (config.rounds, config.labelled_clients, config.encoder) == (2, (1, 2, 3, 4), "small")
     with pytest.raises(UserError, match="rouns"):
         from_run_config({"rouns": 2})
+    with pytest.raises(UserError, match="labelled-clients is '1,b'"):
+        from_run_config({"labelled-clients": "1,b"})
 
 
 @pytest.mark.parametrize(
@@ -255,6 +263,11 @@ def test_run_configurations_are_checked() -> None:
         ({"batch_size": 2, "normalisation": "official"}, "2 XOR 2"),
         ({"labelled_clients": (0, 0, 1, 2)}, "different clients"),
         ({"labelled_share": 0.0}, "--labelled-share"),
+        ({"momentum": 1.0}, "--momentum must be below 1"),
+        ({"threshold": 1.5}, "threshold: 1.5 is not from 0 to 1"),
+        ({"instance_weight": -1.0}, "instance_weight: -1 is not 0 or above"),
+        ({"max_samples": 0}, "max_samples: 0 is not a whole number from 1"),
+        ({"image_size": 5000}, "at most 4096"),
         ({"data": "folder"}, "needs --root"),
         ({"labelled_per_round": 9}, "--labelled-per-round"),
         ({"setting": "partial-data", "method": "one-network"}, "partial-client setting only"),

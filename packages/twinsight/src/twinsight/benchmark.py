@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import UserError
-from tenfold.reading import read_json_object
 from tenfold.runs import RunFolder
 from twinsight.config import METHODS, FederationConfig
 from twinsight.pipeline.simulation import simulate
+
+REPORTED = {
+    **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
+    "rounds_to_target": int | None,
+    "accuracy": list,
+}
+"""What a table and a plot of results read, and what it must be."""
 
 
 def compare(
@@ -36,11 +42,19 @@ def compare(
         The result of each arm, by its name.
 
     Raises:
-        UserError: an unknown arm.
+        UserError: an unknown arm or one named twice, or a run that is there without `resume`: before any is run.
     """
+    if len(set(arms)) < len(arms):
+        twice = next(arm for index, arm in enumerate(arms) if arm in arms[:index])
+        raise UserError(f"{twice}: is named twice; name each arm once")
+    configs = {arm: arm_config(config, arm) for arm in arms}
     place = Path(tempfile.mkdtemp(prefix="twinsight-")) if out is None else out
     try:
-        return {arm: _result(place / arm.replace(":", "-"), arm_config(config, arm), resume, device) for arm in arms}
+        places = {arm: place / arm.replace(":", "-") for arm in arms}
+        taken = [each for each in places.values() if (each / "config.toml").exists()]
+        if taken and not resume:
+            raise UserError(f"{taken[0]}: already holds a run; continue it with --resume or choose another --out")
+        return {arm: _result(places[arm], each, resume, device) for arm, each in configs.items()}
     finally:
         if out is None:
             shutil.rmtree(place)
@@ -48,8 +62,10 @@ def compare(
 
 def _result(place: Path, config: FederationConfig, resume: bool, device: str) -> dict[str, Any]:
     if resume and (place / "result.json").exists():
-        RunFolder.create(place, config, resume)
-        return read_json_object(place / "result.json")
+        found = RunFolder.create(place, config, resume).result()
+        if not all(isinstance(found.get(key), kind) for key, kind in REPORTED.items()):
+            raise UserError(f"{place / 'result.json'}: is damaged; remove the folder {place} and run again")
+        return found
     return simulate(place, config, resume=resume, device=device).result
 
 

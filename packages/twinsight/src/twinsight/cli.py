@@ -48,6 +48,34 @@ def result_row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
 HEADS = ("method", "best %", "last %", "last five %", "rounds to target", "clients a round", "MB a round")
 
 
+def _check_result(out: Path | None, pictures: Path | None = None, model: Path | None = None) -> None:
+    """Refuse a file for results that cannot be written or that is an input, before any work.
+
+    Args:
+        out: the file; None where none was asked for.
+        pictures: a picture or a folder of them.
+        model: a run folder or a model's folder.
+    """
+    from tenfold import UserError
+    from tenfold.files import check_writable
+    from tenfold.images import list_images
+
+    if out is None:
+        return
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file to write")
+    check_writable(out)
+    inputs = [] if pictures is None else list_images(pictures)
+    if model is not None:
+        # What else is in a run folder may be written: `--out run/scores.json`.
+        inputs += [model / name for name in ("config.toml", "result.json", "metrics.jsonl")]
+        inputs += [
+            folder / name for folder in (model, model / "model") for name in ("config.json", "model.safetensors")
+        ]
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise UserError(f"{out}: is an input and would be overwritten; choose another file")
+
+
 @verb(
     app,
     "twinsight simulate --out run --preset tiny",
@@ -128,6 +156,8 @@ def partition(
     from twinsight.data.datasets import load
     from twinsight.data.partition import partition_of
 
+    for out in (options.plot, options.out):
+        _check_result(out, config.root if config.data == "folder" else None)
     train, _ = load(config)
     split = partition_of(config)
     counts = split.counts(train.labels.numpy(), len(train.classes))
@@ -170,12 +200,11 @@ def eval(  # noqa: A001  # the verb's name
         out: JSON to write.
         revision: Branch, tag or commit of a model of the Hub.
     """
-    from tenfold.files import check_writable, write_text
-    from twinsight.evaluation.protocols import score, test_pictures
+    from tenfold.files import write_text
+    from twinsight.evaluation.protocols import NAMED_SETS, score, test_pictures
     from twinsight.training.loop import load_model
 
-    if out is not None:
-        check_writable(out)
+    _check_result(out, None if data in NAMED_SETS else Path(data), model)
     network = load_model(model, revision)
     scores = score(network, test_pictures(data, root, network))
     if out is not None:
@@ -196,16 +225,10 @@ def predict(model: Path, pictures: Path, *, out: Path | None = None, revision: s
         out: CSV to write; without it the names are printed.
         revision: Branch, tag or commit of a model of the Hub.
     """
-    from tenfold import UserError
-    from tenfold.files import check_writable
-    from tenfold.images import list_images
     from twinsight.pipeline.inference import predict_files, write_predictions
     from twinsight.training.loop import load_model
 
-    if out is not None:
-        check_writable(out)
-        if out.resolve() in {path.resolve() for path in list_images(pictures)}:
-            raise UserError(f"{out}: is an input; choose another --out")
+    _check_result(out, pictures, model)
     found = predict_files(load_model(model, revision), pictures)
     if out is None:
         for each in found.results.values():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tenfold import UserError
 from tenfold.config import from_dict
 from tenfold.federated import Aggregation, Safeguards
-from tenfold.options import Count, Positive, Seed, Size, check_fields
+from tenfold.options import Count, NonNegative, OpenShare, Positive, Seed, Share, Size, check_fields
 
 Pool = Literal["all", "labelled"]
 Consistency = Literal["off", "fixmatch", "freematch", "consistency"]
@@ -53,6 +53,9 @@ METHODS = {
 }
 """By the name that `--method` takes."""
 
+
+SMALLEST_SIDE, LARGEST_SIDE = 8, 4096
+"""Of the pictures that a classifier is trained on: below, nothing is left after its strides; above, one step fills the memory."""
 
 Setting = Literal["partial-client", "partial-data"]
 Partition = Literal["dirichlet", "pathological", "iid"]
@@ -130,46 +133,46 @@ class FederationConfig:
     image_size: Count = 32
     clients: Count = 10
     labelled: Count = 4
-    labelled_clients: tuple[int, ...] = ()
+    labelled_clients: tuple[Size, ...] = ()
     partition: Partition = "dirichlet"
     alpha: Positive = 0.1
     classes_per_client: Count = 2
     min_client_size: Count = 10
     min_labelled_per_class: Size = 0
     setting: Setting = "partial-client"
-    labelled_share: float = 0.05
+    labelled_share: Share = 0.05
     clients_per_round: Count = 5
     labelled_per_round: Size = 0
     rounds: Count = 500
     local_epochs: Count = 1
     batch_size: Count = 64
     learning_rate: Positive = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: Share = 0.9
+    weight_decay: NonNegative = 1e-4
     method: MethodName = "twin-sight"
     encoder: Literal["resnet18", "small"] = "resnet18"
     objective: Literal["simclr", "simsiam", "byol"] = "simclr"
     temperature: Positive = 0.07
-    instance_weight: float = 0.5
-    neighbourhood_weight: float = 1.0
+    instance_weight: NonNegative = 0.5
+    neighbourhood_weight: NonNegative = 1.0
     normalisation: Literal["mean", "official"] = "mean"
-    neighbourhood_warmup: float = 0.0
+    neighbourhood_warmup: Share = 0.0
     pseudo_labels: Literal["off", "fixmatch", "freematch"] = "off"
     pseudo_label_weight: float = -1.0
-    threshold: float = 0.95
-    proximal_weight: float = 0.5
+    threshold: Share = 0.95
+    proximal_weight: NonNegative = 0.5
     supervised_views: Literal["both", "weak"] = "both"
     strong_view: Literal["auto", "randaugment", "geometric", "weak"] = "auto"
     randaugment_operations: Count = 3
     randaugment_magnitude: Size = 5
-    target: float | None = None
+    target: NonNegative | None = None
     seed: Seed = 0
     precision: Literal["auto", "float32"] = "auto"
     aggregation: Aggregation = "mean"
-    trim: float = 0.2
-    clip_norm: float = 0.0
-    max_update_norm: float = 1e6
-    max_samples: int = 10_000_000
+    trim: OpenShare = 0.2
+    clip_norm: NonNegative = 0.0
+    max_update_norm: NonNegative = 1e6
+    max_samples: Count = 10_000_000
 
     @property
     def safeguards(self) -> Safeguards:
@@ -192,8 +195,10 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.image_size < 8:
-            raise UserError(f"--image-size must be at least 8, got {self.image_size}")
+        if not SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE:
+            raise UserError(
+                f"--image-size must be at least {SMALLEST_SIDE} and at most {LARGEST_SIDE}, got {self.image_size}"
+            )
         if self.batch_size < 2 or self.min_client_size < 2:
             raise UserError(
                 "--batch-size and --min-client-size must be at least 2: BatchNorm has no statistics of one picture"
@@ -215,8 +220,12 @@ class FederationConfig:
             raise UserError(
                 f"--labelled-clients must name --labelled ({self.labelled}) different clients from 0 to {self.clients - 1}"
             )
-        if not 0 < self.labelled_share <= 1:
-            raise UserError(f"--labelled-share must be above 0 and at most 1, got {self.labelled_share}")
+        if self.labelled_share == 0:
+            raise UserError("--labelled-share must be above 0: without any label nothing is learnt")
+        if self.momentum == 1:
+            raise UserError("--momentum must be below 1: SGD would never slow down")
+        if self.target is not None and self.target > 100:
+            raise UserError(f"--target is in per cent, at most 100, got {self.target:g}")
         if self.setting == "partial-data" and METHODS[self.method].kind == "shared":
             raise UserError("--method one-network is measured in the partial-client setting only")
         if self.data == "folder" and self.root is None:
@@ -240,5 +249,10 @@ def from_run_config(values: dict[str, Any]) -> FederationConfig:
     preset = str(chosen.pop("preset", "small"))
     if isinstance(chosen.get("labelled_clients"), str):
         # Flower's values are scalars: a list is written with commas.
-        chosen["labelled_clients"] = [int(part) for part in str(chosen["labelled_clients"]).split(",") if part.strip()]
+        parts = [part.strip() for part in str(chosen["labelled_clients"]).split(",") if part.strip()]
+        if not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise UserError(
+                f"run configuration: labelled-clients is {chosen['labelled_clients']!r}, not numbers with commas"
+            )
+        chosen["labelled_clients"] = [int(part) for part in parts]
     return from_dict(preset_values("twinsight", preset, "simulate") | chosen, FederationConfig, "run configuration")

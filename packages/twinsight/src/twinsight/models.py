@@ -1,6 +1,9 @@
 """The networks: a classifier, its unsupervised twin, and the two in one body (paper §3; official code: models)."""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,12 +13,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold import UserError
+from tenfold.checkpoints import load_weights, read_tensors
+from tenfold.config import from_dict
+from tenfold.hub import model_folder
+from tenfold.options import Count, Positive, check_fields
+from tenfold.reading import CONFIG_LIMIT, read_json_object
+from twinsight.config import LARGEST_SIDE, METHODS
 
 Encoder = Literal["resnet18", "small"]
 Objective = Literal["simclr", "simsiam", "byol"]
 Kind = Literal["twins", "shared", "classifier"]
 
 BYOL_MOMENTUM = 0.99
+
+FILES = ("config.json", "model.safetensors")
+"""What a saved model consists of."""
 
 
 class SmallResNet(nn.Module):
@@ -130,6 +142,42 @@ class InstanceDiscriminator(nn.Module):
                 target.lerp_(source, 1 - BYOL_MOMENTUM)
 
 
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `config.json` beside a model's weights may say; see `TwinModel`.
+
+    Attributes:
+        num_classes: see there.
+        encoder: see there.
+        objective: see there.
+        temperature: see there.
+        kind: see there.
+        classes: see there.
+        mean: see there.
+        std: see there.
+        image_size: see there.
+    """
+
+    num_classes: Count
+    encoder: Encoder = "resnet18"
+    objective: Objective = "simclr"
+    temperature: Positive = 0.07
+    kind: Kind = "twins"
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
+    image_size: Count = 32
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_classes < 2:
+            raise UserError(f"a classifier needs at least two classes, got {self.num_classes}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise UserError(f"{len(self.classes)} names for {self.num_classes} classes")
+        if self.image_size > LARGEST_SIDE:
+            raise UserError(f"image_size must be at most {LARGEST_SIDE}, got {self.image_size}")
+
+
 class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", license="apache-2.0"):
     """A classifier with its unsupervised twin; calling it classifies with the supervised model alone.
 
@@ -159,14 +207,23 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise UserError(f"a classifier needs at least two classes, got {num_classes}")
+        about = ModelDescription(
+            num_classes,
+            encoder,
+            objective,
+            temperature,
+            kind,
+            tuple(classes),
+            _channels(mean),
+            _channels(std),
+            image_size,
+        )
         self.num_classes, self.kind, self.image_size = num_classes, kind, image_size
         self.classes = tuple(classes) or tuple(str(index) for index in range(num_classes))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(about.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(about.std)[:, None, None], persistent=False)
         self.encoder = build_encoder(encoder)
         self.classifier = nn.Linear(int(self.encoder.num_features), num_classes)  # ty: ignore[invalid-argument-type]
         self.twin = None
@@ -174,6 +231,57 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
             self.twin = InstanceDiscriminator(build_encoder(encoder), objective, temperature)
         elif kind == "shared":
             self.twin = InstanceDiscriminator(self.encoder, objective, temperature)
+
+    @classmethod
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options: the mixin reads any weights, with any left out
+        cls, model: str | Path, *, revision: str | None = None
+    ) -> "TwinModel":
+        """Read a model that `save_pretrained` wrote, ready to predict.
+
+        Args:
+            model: its folder, or its name on the Hub.
+            revision: branch, tag or commit of the Hub.
+
+        Raises:
+            UserError: no such model, a damaged one, one of another kind, or weights that are not exactly its own.
+        """
+        return cls.from_folder(model_folder(model, revision, FILES))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "TwinModel":
+        """Read a model's two files; see `from_pretrained`."""
+        config, weights = (folder / name for name in FILES)
+        try:
+            about = from_dict(read_json_object(config, CONFIG_LIMIT), ModelDescription, str(config))
+            tensors, _ = read_tensors(weights)
+            # Before anything of that size is made.
+            if "classifier.weight" not in tensors or tensors["classifier.weight"].shape[:1] != (about.num_classes,):
+                raise UserError(f"{weights}: holds no classifier of {about.num_classes} classes")
+            model = cls(**asdict(about))
+            model.load(tensors, weights)
+        except UserError as error:
+            raise UserError(f"{error}; not a model of twinsight") from None
+        return model.eval()
+
+    def load(self, tensors: Mapping[str, Tensor], source: Path) -> None:
+        """Take over weights that were stored, with those under several names stored once (`one-network` has one encoder).
+
+        Raises:
+            UserError: other weights than this model's, or some that are not finite.
+        """
+        own, whole, stored = self.state_dict(), dict(tensors), {}
+        for name in filter(whole.__contains__, own):
+            this = whole[name]
+            first = stored.setdefault(own[name].data_ptr(), this)
+            if first is not this and (first.dtype != this.dtype or not torch.equal(first, this)):
+                raise UserError(
+                    f"{source}: {name} has another name here, with other numbers: of a model of two encoders"
+                )
+        whole |= {name: stored[each.data_ptr()] for name, each in own.items() if each.data_ptr() in stored}
+        load_weights(self, whole, source)
+        damaged = [name for name, each in self.state_dict().items() if not each.isfinite().all()]
+        if damaged:
+            raise UserError(f"{source}: {damaged[0]} holds numbers that are not finite")
 
     def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in [0, 1] as the encoders want them."""
@@ -196,6 +304,13 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         return self(self.normalise(resized)).softmax(1)
 
 
+def _channels(values: tuple[float, ...] | list[float]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise UserError(f"pictures have 3 channels, got {len(values)} numbers for them")
+    red, green, blue = values
+    return red, green, blue
+
+
 def build_model(config: Any, num_classes: int, **description: Any) -> TwinModel:
     """The untrained model of a configuration (`FederationConfig`), the same for the same seed.
 
@@ -204,8 +319,6 @@ def build_model(config: Any, num_classes: int, **description: Any) -> TwinModel:
         num_classes: C.
         description: `classes`, `mean`, `std`, `image_size` of `TwinModel`.
     """
-    from twinsight.config import METHODS
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return TwinModel(

@@ -13,12 +13,11 @@ from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.hub import model_folder
-from tenfold.reading import CONFIG_LIMIT, read_json_object
 from tenfold.runs import RunFolder, track
 from twinsight.config import FederationConfig
 from twinsight.data.datasets import DESCRIPTIONS, load
 from twinsight.evaluation.inference import accuracy
-from twinsight.models import TwinModel, build_model
+from twinsight.models import FILES, TwinModel, build_model
 from twinsight.training.client_app import class_names
 from twinsight.training.strategy import TwinStrategy
 
@@ -159,12 +158,11 @@ def restore(run: RunFolder, model: TwinModel) -> int:
     if not path.exists():
         return 0
     state, metadata = read_tensors(path)
-    try:
-        number = int(metadata["round"])
-        model.load_state_dict(state, strict=model.kind != "shared")
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or not of this run ({str(error).splitlines()[0]})") from None
-    return number
+    round_of = metadata.get("round", "")
+    if not round_of.isdecimal() or len(round_of) > 9:
+        raise UserError(f"{path}: damaged, or not of this run (it does not say its round)")
+    model.load(state, path)
+    return int(round_of)
 
 
 def load_model(path: str | Path, revision: str | None = None) -> TwinModel:
@@ -177,15 +175,8 @@ def load_model(path: str | Path, revision: str | None = None) -> TwinModel:
     Raises:
         UserError: no model there, or one of another kind.
     """
-    folder = model_folder(path, revision, ("config.json", "model.safetensors"))
+    folder = model_folder(path, revision, FILES)
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
+    if not all((folder / name).exists() for name in FILES):
         raise UserError(f"{path}: holds no model (a run folder of `twinsight simulate`, or what save_pretrained wrote)")
-    read_json_object(folder / "config.json", CONFIG_LIMIT)
-    try:
-        return TwinModel.from_pretrained(folder).eval()
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever a stranger's values make a network raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{folder}: not a model of twinsight ({reason})") from None
+    return TwinModel.from_folder(folder)

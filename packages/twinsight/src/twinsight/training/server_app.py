@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from tenfold import UserError
 from tenfold.runs import RunFolder
 from twinsight.config import FederationConfig, from_run_config
 from twinsight.training.loop import federate
@@ -26,9 +27,11 @@ def make_server_app(config: FederationConfig | None = None, out: Path | None = N
         values = dict(context.run_config)
         folder = Path(str(values.get("out") or "run")) if out is None else out
         goes_on = bool(values.get("resume", False)) or resume
-        patience = float(values.get("patience", 3600))
+        patience = values.get("patience", 3600)
+        if isinstance(patience, bool) or not isinstance(patience, int | float) or not 0 < patience < float("inf"):
+            raise UserError(f"run configuration: patience is {patience!r}, not a number of seconds above 0")
         chosen = config or from_run_config(values)
-        federate(grid, chosen, RunFolder.create(folder, chosen, goes_on), patience=patience)
+        federate(grid, chosen, RunFolder.create(folder, chosen, goes_on), patience=float(patience))
 
     return app
 
