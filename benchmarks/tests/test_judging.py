@@ -147,6 +147,9 @@ def judged(differences: list[float], *, deterministic: bool = False) -> Outcome:
         (MIXED, [0.1, 0.2], Agreement.TOO_SMALL),
         ([0.0625] * 5, [0.0625] * 5, Agreement.AGREES),
         ([0.0625] * 5, [0.0625, 0.125], Agreement.TOO_SMALL),
+        ([0.0625] * 5, [-0.0625] * 5, Agreement.CONTRADICTS),
+        ([0.3], [0.3], Agreement.AGREES),
+        ([0.3], [0.2], Agreement.TOO_SMALL),
     ],
 )
 def test_a_run_is_held_against_its_record(recorded: list[float], found: list[float], expected: Agreement) -> None:

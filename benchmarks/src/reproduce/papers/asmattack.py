@@ -24,10 +24,10 @@ from reproduce.claims import (
 )
 
 FOUR = ("plain", "residual", "separable", "inverted")
-TRAINING = {"smoke": (("plain", "separable"), 500, 5), "small": (FOUR, 800, 6)}
+TRAINING = {"smoke": (("plain", "separable"), 240, 3), "small": (FOUR, 800, 6)}
 """Detectors, training faces, epochs."""
 
-ATTACKED = {"smoke": 16, "small": 32}
+ATTACKED = {"smoke": 4, "small": 32}
 """Fakes that every detector sees."""
 
 POLICIES = ("full", "fixed", "budget", "calibrated", "random", "worst")

@@ -51,7 +51,7 @@ METRICS = {
     "MiB above the start": "peak memory of an update (MiB)",
 }
 PAIRS, TESTS, STEPS = 6, 8, 80
-QUICK_EFFECTS, QUICK_METHODS, QUICK_STEPS = ("heat",), ("copy", "text-embed", "kv"), 30
+QUICK_EFFECTS, QUICK_METHODS, QUICK_STEPS = ("heat",), ("copy", "text-embed", "kv"), 10
 
 
 def unnamed(seed: int, _tier: str, place: Path) -> Measurement:
@@ -234,7 +234,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "quick-look",
-        "One edit without a name, learnt from six pairs in 30 updates on the embedded editor; other photographs to test.",
+        "One edit without a name, learnt from six pairs in 10 updates on the embedded editor; other photographs to test.",
         {"smoke": 1},
         quick,
         WORDS,

@@ -38,7 +38,7 @@ METRICS = {
     "PSNR snow right after learning it": "PSNR on snow right after learning it (dB)",
 }
 STEPS, COUNTS = 150, (192, 24)
-QUICK_METHODS, QUICK_STEPS, QUICK_COUNTS = ("finetune", "kr"), 40, (64, 8)
+QUICK_METHODS, QUICK_STEPS, QUICK_COUNTS = ("finetune", "kr"), 15, (32, 8)
 
 
 def windows(names: tuple[str, ...], count: int, seed: int) -> "Tensor":
