@@ -438,6 +438,24 @@ def test_a_checkpoint_that_no_server_wrote_is_refused(tmp_path: Path, changes: d
         read_shared(path, "abc")
 
 
+def test_a_first_round_that_was_logged_and_not_kept_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, rounds=2)
+    whole = simulate(config, tmp_path / "whole")
+
+    def killed(*_: object) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pfrforgery.training.server_app.keep_shared", killed)
+        with pytest.raises(PowerCutError):
+            simulate(config, tmp_path / "cut")
+    assert same(simulate(config, tmp_path / "cut", resume=True).shared, whole.shared)
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 def test_a_run_is_not_resumed_from_the_weights_of_another_model(tmp_path: Path) -> None:
     config = replace(SMALL, rounds=1)
     shared = simulate(config, tmp_path / "run").shared

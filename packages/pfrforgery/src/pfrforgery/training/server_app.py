@@ -126,7 +126,10 @@ def restore(
         UserError: a checkpoint of another run.
     """
     path = folder.path / "shared.safetensors" if folder is not None else None
-    if folder is None or path is None or not path.is_file():
+    if folder is None or path is None:
+        return Progress(), dict(initial)
+    if not path.is_file():
+        folder.rewind(0)  # the first round may have been logged, and not kept
         return Progress(), dict(initial)
     tensors, last, book = read_shared(path, fingerprint(config))
     shapes = {name: value.shape for name, value in initial.items()}
