@@ -381,3 +381,29 @@ debug_launcher(lambda: train_teacher([Path({str(photos)!r})], recipe, Path({str(
             # nothing Adam enlarges them, but not its step; a process that is left out changes half of every step.
             assert (two[name] - one[name]).norm() <= 0.01 * (one[name] - value).norm(), name
     assert not same(start, {key: one[f"unet.{key}"] for key in start})
+
+
+WIRED = {
+    # towards the teacher's own output
+    "regression": ("regression_loss", lambda z, _: (z - z.detach()).square().flatten(1).sum(1)),
+    # high-frequency score distillation
+    "score": ("gradient_loss", lambda _, z: (z - z.detach()).flatten(1).sum(1)),
+    # the student's side of the time-aware adversarial loss
+    "adversarial": ("hinge_g", lambda logits, _: sum(each.mean() for each in logits) * 0),
+    # the discriminator's own training
+    "discriminator": ("hinge_d", lambda real, fake, _: sum(each.mean() for each in (*real, *fake)) * 0),
+}
+"""The paper's terms of distillation: the function of `tadsr.training.step` that computes each, and one without it."""
+
+
+@pytest.mark.parametrize("term", [None, *WIRED])
+def test_without_a_term_another_student_is_distilled(teacher, photos, tmp_path, monkeypatch, term):
+    config = DistillConfig(**COMMON, steps=3, logits=4, lambda_hsd=0.1, lambda_adv=0.2)
+    distill(TADSRPipeline.load(teacher), [photos], config, tmp_path / "whole", device="cpu")
+    if term is not None:
+        monkeypatch.setattr(f"tadsr.training.step.{WIRED[term][0]}", WIRED[term][1])
+    distill(TADSRPipeline.load(teacher), [photos], config, tmp_path / "without", device="cpu")
+    students = [
+        load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("whole", "without")
+    ]
+    assert same(*students) == (term is None)

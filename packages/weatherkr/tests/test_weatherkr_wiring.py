@@ -1,12 +1,12 @@
 """Each term of the paper's loss reaches the weights: without it, what is learnt is another network.
 
-| paper | test |
+| paper (official code, cl_all_in_one.py) | test |
 |---|---|
-| contrast on new patches (§3.3) | `new_contrast` |
-| knowledge replay: the old network's answers (§3.2) | `old_l1` |
-| contrast on replayed patches (§3.3) | `old_contrast` |
-| projected features (§3.4) | `projection` |
-| the memory of earlier weathers (§3.2) | `test_without_the_memory_another_network_is_learnt` |
+| contrast on new patches | `new_contrast` |
+| knowledge replay: the old network's answers | `old_l1` |
+| contrast on replayed patches | `old_contrast` |
+| projected features | `projection` |
+| the memory of earlier weathers | `test_without_the_memory_another_network_is_learnt` |
 """
 
 import dataclasses
