@@ -299,7 +299,7 @@ def test_what_must_be_green_is_run_to_its_end(installed: bool, root: Path, tmp_p
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
     if not installed and shutil.which("uv", path=path):
         pytest.skip("uv is installed with the system")
-    done = shell(str(root / ".ci/run"), tmp_path, PATH=path)
+    done = shell(str(root / ".ci/run"), tmp_path, PATH=path, ONEDNN_MAX_CPU_ISA="")
     assert done.returncode == 0, done.stderr
     *before, last = calls.read_text().splitlines()
     assert [each.strip() for each in before] == [
