@@ -27,6 +27,7 @@ from pfrforgery.training.state import ContextStore, FileStore, PersonalState, re
 from pfrforgery.training.strategy import PartialFedAvg, Progress, RoundReport
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.errors import WriteError
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 SMALL = FederationConfig(
@@ -394,6 +395,25 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, algorithm: str) 
     again = simulate(config, tmp_path / "cut", resume=True)
     assert again.rounds == []
     assert same(again.shared, whole.shared)
+
+
+def test_a_disk_that_is_full_stops_the_run_where_it_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that cannot keep its part is not left out: the others would go on to another result."""
+    whole = simulate(SMALL, tmp_path / "whole")
+    original = FileStore.save
+
+    def full(store: FileStore, state: PersonalState) -> None:
+        if state.round == 2 and store.client == 1:
+            raise WriteError(f"{store.folder}: cannot write (No space left on device)")
+        original(store, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStore, "save", full)
+        with pytest.raises(WriteError, match=r"personal/1: cannot write \(No space"):
+            simulate(SMALL, tmp_path / "cut")
+    resumed = simulate(SMALL, tmp_path / "cut", resume=True)
+    assert same(whole.shared, resumed.shared)
+    assert (tmp_path / "cut/result.json").read_bytes() == (tmp_path / "whole/result.json").read_bytes()
 
 
 def test_a_killed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

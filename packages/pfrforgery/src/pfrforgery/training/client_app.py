@@ -27,6 +27,7 @@ from pfrforgery.training.local_training import (
 )
 from pfrforgery.training.state import ContextStore, FileStore, PersonalState, PersonalStore, is_finite, lost_state
 from tenfold import UserError
+from tenfold.errors import WriteError
 from tenfold.runs import pick_device
 
 
@@ -66,6 +67,8 @@ def _named(context: Context) -> Generator[None]:
     client = context.node_config.get("partition-id", "?")
     try:
         yield
+    except WriteError:
+        raise  # names its file, and no other client could write either
     except UserError as error:
         text = re.sub(rf"^client {client}\b[: ]*", "", str(error))
         raise UserError(f"client {client}: {text}") from None

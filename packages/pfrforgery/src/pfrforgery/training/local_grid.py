@@ -1,8 +1,8 @@
 """The same ServerApp and ClientApp in one process, one client after the other: no Ray, no ports, the same bits every time.
 
 Flower's only simulation backend is Ray, which costs half a minute and two gigabytes before it pays. Messages here are Flower's own; a
-client that raises becomes an error reply, as in Flower. A client cannot be stopped while it computes: one that takes longer than the
-round's timeout has its reply dropped.
+client that raises becomes an error reply, as in Flower. Only a full disk, which is everybody's, stops the run. A client cannot be stopped
+while it computes: one that takes longer than the round's timeout has its reply dropped.
 """
 
 import copy
@@ -23,6 +23,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from tenfold import UserError
+from tenfold.errors import WriteError
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -104,6 +105,8 @@ class InProcessGrid(Grid):
             if not isinstance(reply, Message):
                 raise TypeError(f"the client's app returned {type(reply).__name__}, not a message")
             return reply
+        except WriteError:
+            raise  # the disk is the server's too: the run stops here, and goes on where it was once there is room
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a client raises is its failure, not the run's
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
