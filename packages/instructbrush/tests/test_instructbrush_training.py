@@ -17,7 +17,7 @@ from instructbrush.data.synthetic import random_scene, render
 from instructbrush.data.tasks import EFFECTS, LEARNT, TESTED, bank, draw_pairs
 from instructbrush.data.transforms import STYLES
 from instructbrush.data.vocabulary import COLOURS, WORDS, build_tokenizer
-from instructbrush.models.checkpoints import shipped_model
+from instructbrush.models.checkpoints import save_tiny, shipped_model
 from instructbrush.training.contrastive import contrastive_loss
 from tenfold.config import load_preset
 from tenfold.errors import UserError
@@ -61,6 +61,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, m
     assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes() for name in written)
     steps = [[line["step"] for line in RunFolder(tmp_path / name).lines()] for name in ("whole", "cut")]
     assert steps[0] == steps[1] == [0, 2, 4, 6]
+
+
+def test_a_model_is_written_alike_whether_its_tokenizer_was_used_or_not(tiny_model: Any, tmp_path: Path) -> None:
+    """A run that is resumed after its last step writes the model without having encoded a word."""
+    save_tiny(tmp_path / "unused", replace(tiny_model, tokenizer=build_tokenizer()))
+    used = build_tokenizer()
+    used(["red"], padding="max_length", truncation=True)
+    save_tiny(tmp_path / "used", replace(tiny_model, tokenizer=used))
+    written = sorted(path.relative_to(tmp_path / "used") for path in (tmp_path / "used").rglob("*") if path.is_file())
+    assert any(name.name == "tokenizer.json" for name in written)
+    assert all((tmp_path / "used" / name).read_bytes() == (tmp_path / "unused" / name).read_bytes() for name in written)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

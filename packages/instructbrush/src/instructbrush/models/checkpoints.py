@@ -130,11 +130,19 @@ def save_tiny(folder: Path, model: TinyModel) -> None:
         for name in ("unet", "text_encoder", "clip"):
             copy.deepcopy(getattr(model, name)).half().save_pretrained(temporary / name)
         model.vae.save_pretrained(temporary / "vae")
-        model.tokenizer.save_pretrained(temporary / "tokenizer")
+        _unused(model.tokenizer).save_pretrained(temporary / "tokenizer")
         model.pipeline().scheduler.save_pretrained(temporary / "scheduler")
         clip_processor(model.side).save_pretrained(temporary / "clip")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
+
+
+def _unused(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """A copy as it was before its first call: a tokenizer writes down the padding of the last one, which no call needs."""
+    fresh = copy.deepcopy(tokenizer)
+    fresh.backend_tokenizer.no_truncation()
+    fresh.backend_tokenizer.no_padding()
+    return fresh
 
 
 def load_tiny(folder: Path) -> tuple[TinyModel, CLIPImageProcessor]:
