@@ -260,6 +260,18 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
     assert Path("again/result.json").read_text() == Path("run/result.json").read_text()
 
 
+def test_a_run_whose_pictures_were_not_drawn_is_resumed_to_its_end(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for name in ("accuracy.png", "partition.png"):
+        Path("run", name).unlink()
+    assert call("simulate", "--out", "run", "--preset", "tiny", *FAST, "--resume") == 0
+    for name in ("accuracy.png", "partition.png", "result.json", "metrics.jsonl"):
+        assert Path("run", name).read_bytes() == (workplace / "run" / name).read_bytes(), name
+
+
 def test_help_versions_and_unknown_verbs_load_no_library_that_computes() -> None:
     code = (
         "import sys\n"

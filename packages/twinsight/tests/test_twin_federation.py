@@ -147,13 +147,20 @@ def test_resumed_is_uninterrupted(finished: Path, tmp_path: Path) -> None:
     assert (stopped / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
 
 
+def test_a_finished_run_is_resumed_to_itself(finished: Path) -> None:
+    again = simulate(finished, TINY, resume=True)
+    assert again.result == json.loads((finished / "result.json").read_text())
+    assert all(
+        torch.equal(each, again.model.state_dict()[name]) for name, each in load_model(finished).state_dict().items()
+    )
+    assert not (finished / "run.lock").exists()
+
+
 def test_another_configuration_cannot_take_up_a_run(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "result.json").unlink()
     with pytest.raises(UserError, match="another configuration"):
         simulate(copy, replace(TINY, alpha=0.7), resume=True)
-    with pytest.raises(UserError, match="is finished"):
-        simulate(finished, TINY, resume=True)
     (copy / "checkpoints/last.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="damaged"):
         simulate(copy, TINY, resume=True)

@@ -8,16 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import UserError
-from tenfold.runs import RunFolder
 from twinsight.config import METHODS, FederationConfig
 from twinsight.pipeline.simulation import simulate
-
-REPORTED = {
-    **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
-    "rounds_to_target": int | None,
-    "accuracy": list,
-}
-"""What a table and a plot of results read, and what it must be."""
 
 
 def compare(
@@ -54,19 +46,10 @@ def compare(
         taken = [each for each in places.values() if (each / "config.toml").exists()]
         if taken and not resume:
             raise UserError(f"{taken[0]}: already holds a run; continue it with --resume or choose another --out")
-        return {arm: _result(places[arm], each, resume, device) for arm, each in configs.items()}
+        return {arm: simulate(places[arm], each, resume=resume, device=device).result for arm, each in configs.items()}
     finally:
         if out is None:
             shutil.rmtree(place)
-
-
-def _result(place: Path, config: FederationConfig, resume: bool, device: str) -> dict[str, Any]:
-    if resume and (place / "result.json").exists():
-        found = RunFolder.create(place, config, resume).result()
-        if not all(isinstance(found.get(key), kind) for key, kind in REPORTED.items()):
-            raise UserError(f"{place / 'result.json'}: is damaged; remove the folder {place} and run again")
-        return found
-    return simulate(place, config, resume=resume, device=device).result
 
 
 def arm_config(config: FederationConfig, arm: str) -> FederationConfig:

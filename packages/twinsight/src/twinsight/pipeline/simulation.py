@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold import UserError
-from tenfold.runs import RunFolder, pick_device
+from tenfold.runs import RunFolder, pick_device, unlock_run
 from twinsight.config import FederationConfig
 from twinsight.data.partition import partition_of
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import Outcome, federate, load_model
+
+REPORTED = {
+    **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
+    "rounds_to_target": int | None,
+    "rejected": list,
+    "accuracy": list,
+}
+"""What a table and a plot of results read, and what it must be."""
 
 
 def simulate(
@@ -28,7 +36,7 @@ def simulate(
     Args:
         out: the run folder.
         config: of the federation.
-        resume: continue the run that is there; the result is that of a run that never stopped.
+        resume: continue the run that is there; the result is that of a run that never stopped, and of a finished run its own.
         device: `auto`, `cpu`, `cuda`: where the models are; with `ray` each client decides for itself.
         backend: `local` asks the clients one after the other; `ray` is Flower's simulation, several at a time.
         cores_per_client: with `ray`, how many cores each client gets.
@@ -41,7 +49,8 @@ def simulate(
     partition_of(config)  # refused here, not by every client
     run = RunFolder.create(out, config, resume)
     if run.is_finished:
-        raise UserError(f"{out}: is finished; choose another --out")
+        # Its caller may have been interrupted afterwards, before the pictures were drawn.
+        return _finished(run)
     if backend == "local":
         return federate(LocalGrid(make_client_app(config, place), config.clients), config, run, place)
     return _on_ray(run, config, cores_per_client)
@@ -63,4 +72,17 @@ def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
     )
     if not run.is_finished:
         raise UserError(f"{run.path}: the simulation ended early; see Flower's log above, then continue with --resume")
-    return Outcome(load_model(run.path), run.result())
+    return _finished(run)
+
+
+def _finished(run: RunFolder) -> Outcome:
+    """What a finished run holds; it is left to other processes.
+
+    Raises:
+        UserError: its result or its model is damaged.
+    """
+    unlock_run(run.path)
+    result = run.result()
+    if not all(isinstance(result.get(key), kind) for key, kind in REPORTED.items()):
+        raise UserError(f"{run.path / 'result.json'}: is damaged; remove the folder {run.path} and run again")
+    return Outcome(load_model(run.path), result)
