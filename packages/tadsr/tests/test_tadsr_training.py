@@ -19,7 +19,7 @@ from tadsr.models.autoencoders import IdentityAutoencoder
 from tadsr.models.networks import ResShiftUNet
 from tadsr.models.registry import create_network, create_scheduler
 from tadsr.pipeline.pipeline import TADSRPipeline
-from tadsr.training.loop import Batch, fit, learning_rate_at, restore, update_ema
+from tadsr.training.loop import Batch, fit, learning_rate_at, restore, save, update_ema
 from tadsr.training.run import distill, train_teacher
 from tadsr.training.step import TIMES_D, TIMES_H, Distiller
 from tadsr.training.teacher import TeacherTraining
@@ -149,6 +149,23 @@ def test_a_disk_that_is_full_leaves_the_model_that_was_there(teacher, photos, tm
     assert [each for each in names[0] if each.name != "run.lock"] == [
         each for each in names[1] if each.name != "run.lock"
     ]
+
+
+def test_a_resumed_student_remembers_how_long_its_discriminator_has_won(teacher, tmp_path):
+    def student():
+        parts = TADSRPipeline.load(teacher)
+        return Distiller(parts.unet, parts.vae, parts.scheduler, DistillConfig(**COMMON, steps=900, logits=4))
+
+    stopped = student()
+    stopped.counts["won"] = 499
+    save(tmp_path / "c.safetensors", stopped, 600)
+    resumed = student()
+    restore(tmp_path / "c.safetensors", resumed, 900)
+    assert resumed.counts == {"won": 499}
+    tensors, _ = read_tensors(tmp_path / "c.safetensors")
+    write_tensors(tmp_path / "c.safetensors", tensors, {"progress": '{"step": 600, "won": "all"}'})
+    with pytest.raises(UserError, match="won 'all'"):
+        restore(tmp_path / "c.safetensors", resumed, 900)
 
 
 def test_a_damaged_checkpoint_is_named(teacher, tmp_path):

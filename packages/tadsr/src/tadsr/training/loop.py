@@ -80,6 +80,11 @@ class Trainee(Protocol):
         """The averaged network, which is kept."""
         ...
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is counted from step to step, to be kept and put back, by name."""
+        ...
+
     def modules(self) -> dict[str, nn.Module]:
         """Networks with a state to keep, by name."""
         ...
@@ -243,14 +248,14 @@ def _batches(
 
 
 def save(path: Path, trainee: Trainee, step: int) -> None:
-    """Write networks, averaged network, optimisers and the step into one safetensors file, whole or not at all."""
+    """Write networks, averaged network, optimisers, counts and the step into one safetensors file, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     for name, module in {**trainee.modules(), "ema": trainee.ema}.items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimiser in trainee.optimisers().items():
         for index, entries in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{name}.{index}.{key}": value for key, value in entries.items()}
-    write_tensors(path, tensors, {"progress": json.dumps({"step": step})})
+    write_tensors(path, tensors, {"progress": json.dumps({"step": step, **trainee.counts})})
 
 
 def restore(path: Path, trainee: Trainee, steps: int) -> int:
@@ -268,9 +273,15 @@ def restore(path: Path, trainee: Trainee, steps: int) -> int:
         UserError: the file is damaged or of other networks.
     """
     tensors, metadata = read_tensors(path)
-    step = read_metadata(metadata, "progress", path).get("step")
+    progress = read_metadata(metadata, "progress", path)
+    step = progress.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 < step <= steps:
         raise UserError(f"{path}: is of step {step!r}, this run has 1 to {steps}")
+    for name in trainee.counts:
+        count = progress.get(name, 0)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= step:
+            raise UserError(f"{path}: says {name} {count!r} at step {step}; it is damaged")
+        trainee.counts[name] = count
     for name, module in {**trainee.modules(), "ema": trainee.ema}.items():
         load_weights(module, _below(tensors, f"{name}."), path)
     for name, optimiser in trainee.optimisers().items():

@@ -54,7 +54,7 @@ class Distiller:
             self._optimisers["fake"] = self._adamw(self.fake, config.learning_rate)
         self._called: nn.Module = self.student
         self._called_d: nn.Module | None = self.discriminator
-        self._won = 0
+        self.counts = {"won": 0} if self.discriminator else {}
 
     @staticmethod
     def _adamw(module: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -178,8 +178,8 @@ class Distiller:
         optimiser.zero_grad()
         accelerator.backward(loss)
         optimiser.step()
-        self._won = self._won + 1 if loss.item() < 0.01 else 0
-        if self._won >= 500:
+        self.counts["won"] = self.counts["won"] + 1 if loss.item() < 0.01 else 0
+        if self.counts["won"] >= 500:
             raise UserError("the discriminator has won for 500 steps; lower --lambda-adv or --discriminator-lr")
         return loss.detach()
 

@@ -61,6 +61,7 @@ class TeacherTraining:
         self.ema = frozen_copy(unet)
         self.optimiser = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
         self._called: nn.Module = unet
+        self.counts: dict[str, int] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         """The network that is trained."""
