@@ -232,6 +232,7 @@ def test_a_damaged_seed_is_measured_anew(measure: Counting, tmp_path: Path, text
     [
         ("run", "--seeds", "0"),
         ("run", "--seeds", "nan"),
+        ("run", "--seeds", "7", "--record"),
         ("run", "--seeds", "1" + "0" * 30),
         ("run", "--tier", "huge"),
         ("run", "--out", "{file}/below"),

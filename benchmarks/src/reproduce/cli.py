@@ -75,6 +75,8 @@ def run(
     from reproduce.running import outcomes, run_suites
 
     chosen = suites(only)
+    if record and seeds is not None:
+        raise UserError("--record keeps each experiment's own number of seeds; leave out --seeds")
     # Refused before minutes of measuring, not after.
     check_writable(out / f"{tier}.json")
     if record:

@@ -1,4 +1,4 @@
-"""Paper §3.1 (knowledge intensity) and the scores of a run (specification §6)."""
+"""Paper §3.1 (knowledge intensity) and the scores of a run."""
 
 from collections.abc import Callable
 

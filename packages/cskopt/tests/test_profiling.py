@@ -1,4 +1,4 @@
-"""Memory and multiply-adds: measured bytes are the formula's, to the byte (specification §6, §12, §14)."""
+"""Memory and multiply-adds: measured bytes are the formula's, to the byte."""
 
 import pytest
 import torch

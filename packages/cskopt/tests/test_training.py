@@ -1,4 +1,4 @@
-"""Whole runs: data on disk in its layouts, sessions, checkpoints, resuming, two processes (specification §5, §6)."""
+"""Whole runs: data on disk in its layouts, sessions, checkpoints, resuming, two processes."""
 
 import json
 import os

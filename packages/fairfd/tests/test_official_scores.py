@@ -1,4 +1,4 @@
-"""Score files of the authors' code (specification, section 6.1 and 8)."""
+"""Score files of the authors' code."""
 
 import numpy as np
 import pytest

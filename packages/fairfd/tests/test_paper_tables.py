@@ -1,4 +1,4 @@
-"""The paper's printed tables obey the definitions, and tell which convention printed them (specification, 3.2, 3.4, invariants 2-6)."""
+"""The paper's printed tables obey the definitions, and tell which convention printed them."""
 
 import math
 

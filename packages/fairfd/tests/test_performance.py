@@ -1,4 +1,4 @@
-"""Utility, the near-trivial gate, peer metrics and trivial detectors (specification, sections 3.8, 6.6, 9 and invariant 15)."""
+"""Utility, the near-trivial gate, peer metrics and trivial detectors."""
 
 import numpy as np
 import pytest

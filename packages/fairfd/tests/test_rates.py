@@ -1,4 +1,4 @@
-"""The accuracy matrix and its counts (specification, sections 2 and 11)."""
+"""The accuracy matrix and its counts."""
 
 import numpy as np
 import pytest

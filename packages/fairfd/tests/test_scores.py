@@ -1,4 +1,4 @@
-"""Score tables and score files (specification, sections 6.2, 11, 13 and 15)."""
+"""Score tables and score files."""
 
 import csv
 import json

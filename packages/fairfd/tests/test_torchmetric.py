@@ -1,4 +1,4 @@
-"""The torchmetrics class (specification, sections 9 and 11, invariant 11)."""
+"""The torchmetrics class."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Intervals, noise floors, p-values and ranks (specification, section 3.7, invariants 13 and 14)."""
+"""Intervals, noise floors, p-values and ranks."""
 
 import numpy as np
 import pytest

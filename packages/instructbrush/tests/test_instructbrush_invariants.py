@@ -1,4 +1,4 @@
-"""What must hold whatever the weights are (specification, section 14)."""
+"""What must hold whatever the weights are."""
 
 from pathlib import Path
 from typing import Any

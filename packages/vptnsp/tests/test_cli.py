@@ -1,4 +1,4 @@
-"""The command line end to end, its examples, and what it says to bad input (specification §11, §13)."""
+"""The command line end to end, its examples, and what it says to bad input."""
 
 import contextlib
 import json

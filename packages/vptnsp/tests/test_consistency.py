@@ -1,4 +1,4 @@
-"""Where the conditions hold to first order and where they leak (specification §3.2, invariants 11 and 12)."""
+"""Where the conditions hold to first order and where they leak."""
 
 import numpy as np
 import pytest

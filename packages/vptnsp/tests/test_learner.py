@@ -1,4 +1,4 @@
-"""Learners as people use them: tasks, files, resuming, rivals (specification §11, §13, invariant 15)."""
+"""Learners as people use them: tasks, files, resuming, rivals."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The nullity rule and the projections (specification §3.4, invariants 1-5)."""
+"""The nullity rule and the projections."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Three tasks on a tiny ViT, step by step as the official code took them (specification invariants 8, 13, 14), and CLIP's tower."""
+"""Three tasks on a tiny ViT, step by step as the official code took them, and CLIP's tower."""
 
 import dataclasses
 

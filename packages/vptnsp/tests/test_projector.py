@@ -1,4 +1,4 @@
-"""The projected optimiser (specification §3.6, invariant 8) and the distribution loss (§3.5, invariant 9)."""
+"""The projected optimiser and the distribution loss (§3.5, invariant 9)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prompted attention and second moments (specification §3.1-3.3, invariants 6, 7, 10)."""
+"""Prompted attention and second moments."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Reported numbers, class order and the learning-rate sequence (specification §5, §6; invariants 15, 16)."""
+"""Reported numbers, class order and the learning-rate sequence."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""On-disk layouts, splits and transforms (specification §6)."""
+"""On-disk layouts, splits and transforms."""
 
 import numpy as np
 import pytest

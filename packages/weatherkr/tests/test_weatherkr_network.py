@@ -1,4 +1,4 @@
-"""The network against golden vectors and its invariants (specification section 14: 13, 15, 16)."""
+"""The network against golden vectors and its invariants."""
 
 import copy
 

@@ -50,8 +50,9 @@ def _sort_metadata(path: Path) -> None:
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(ordered.ljust(length))  # the format fills up with spaces
+        if len(ordered) <= length:  # never into the tensors, however the library may spell its header one day
+            file.seek(8)
+            file.write(ordered.ljust(length))  # the format fills up with spaces
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What asmattack is measured by (Liu et al., arXiv 2406.10887; specification section 10): drawn faces, small detectors, equal areas."""
+"""What asmattack is measured by (Liu et al., arXiv 2406.10887): drawn faces, small detectors, equal areas."""
 
 import os
 import subprocess

@@ -285,11 +285,11 @@ CLAIMS = (
     ),
     claim(
         "instructbrush/quick-look-psnr",
-        "Even after 30 updates keys and values edit unseen pictures better than the text embedding (PSNR).",
+        "Even after 10 updates keys and values edit unseen pictures better than the text embedding (PSNR).",
         higher("psnr", "kv", than="text-embed"),
         experiment="quick-look",
         source="the paper's ablation, as third parties report it: +1.1 dB",
-        remark="Two seeds of a few seconds; the small tier is the measurement",
+        remark="One seed of a few seconds; the small tier is the measurement",
     ),
     claim(
         "instructbrush/kv-over-text-direction",

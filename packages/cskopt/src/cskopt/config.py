@@ -1,4 +1,4 @@
-"""What can be configured, with the specification's defaults; light to import, so that `--help` is fast.
+"""What can be configured; light to import, so that `--help` is fast.
 
 `CsKOConfig` is the method (paper §3); `TrainConfig` a run through a sequence of classes.
 """
@@ -83,7 +83,7 @@ class CsKOConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to learn new classes: the paper's, or one that it is compared with (specification §9).
+    """A way to learn new classes: the paper's, or one that it is compared with.
 
     Attributes:
         summary: in a line.

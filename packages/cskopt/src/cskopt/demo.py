@@ -135,7 +135,7 @@ class Demo:
 
 
 def run_demo(out: Path, seed: int = 0) -> Demo:
-    """Learn eight generated classes, then two times two more, by three methods; write pictures (specification §10, reduced)."""
+    """Learn eight generated classes, then two times two more, by three methods; write pictures."""
     methods = ("csko", "head-prototypes", "all-taps")
     config = replace(
         load_preset("cskopt", "small", TrainConfig),

@@ -1,4 +1,4 @@
-"""What the method costs: a training step with and without it, and the pass that collects second moments (specification §12)."""
+"""What the method costs: a training step with and without it, and the pass that collects second moments."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""The demo and the toy comparison: glyphs in a shifted domain on the embedded backbone (specification §10)."""
+"""The demo and the toy comparison: glyphs in a shifted domain on the embedded backbone."""
 
 from collections.abc import Sequence
 from dataclasses import replace

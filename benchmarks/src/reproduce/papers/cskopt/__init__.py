@@ -1,7 +1,7 @@
 """Claims about centre-sensitive kernel optimisation: forgetting, plasticity, memory, and the controls that tie with it.
 
 The paper's body and tables were not available to us: of its numbers only the abstracts' are known. What is claimed here is what
-those sentences say, on the specification's small experiment, beside the baselines that decide what they mean: last layer +
+those sentences say, on a small experiment, beside the baselines that decide what they mean: last layer +
 prototypes, nearest class mean, another kernel element, random channels.
 """
 

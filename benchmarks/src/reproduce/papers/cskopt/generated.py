@@ -1,4 +1,4 @@
-"""Generated shapes (specification §10): the method, its ablations and its rivals, without a file on disk."""
+"""Generated shapes: the method, its ablations and its rivals, without a file on disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ BASELINE_ARMS = ("csko", "all-taps", "head", "bias", "sparse-update", "ewc", "lw
 
 
 def measure_shapes(seed: int, tier: str, folder: Path) -> Measurement:
-    """Specification §10: 10 base classes, then 5 sessions of 2; in the smoke tier 6, then 2 sessions of 2."""
+    """10 base classes, then 5 sessions of 2; in the smoke tier 6, then 2 sessions of 2."""
     from cskopt.data.datasets import shapes_corpus
 
     if tier == "smoke":
@@ -38,12 +38,12 @@ def measure_shapes(seed: int, tier: str, folder: Path) -> Measurement:
 
 
 def measure_ablations(seed: int, _: str, folder: Path) -> Measurement:
-    """The paper's parts taken away or replaced, on the specification's experiment."""
+    """The paper's parts taken away or replaced."""
     return _full_shapes(seed, folder, ABLATION_ARMS)
 
 
 def measure_baselines(seed: int, _: str, folder: Path) -> Measurement:
-    """Other ways to learn, on the specification's experiment."""
+    """Other ways to learn."""
     return _full_shapes(seed, folder, BASELINE_ARMS)
 
 

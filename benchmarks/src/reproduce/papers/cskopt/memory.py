@@ -1,4 +1,4 @@
-"""Memory and computation of one training step at batch 8, 96 x 96 (specification §12), and the gradient itself."""
+"""Memory and computation of one training step at batch 8, 96 x 96, and the gradient itself."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scores with a bias that we planted, so that the right answer is known (specification of fairfd, tier 0)."""
+"""Scores with a bias that we planted, so that the right answer is known."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal

@@ -1,4 +1,4 @@
-"""Sections 3.3 and 3.4 of the specification as they are commonly written: dense matrices, instance by instance.
+"""Label transfer as it is commonly written: dense matrices, instance by instance.
 
 In the shape of the published functions, with their dense matrices, their loops over instances and their products with diagonal
 matrices, and with an exact `topk` where those call faiss. Nothing is slowed down on purpose: at 5,000 instances this takes less

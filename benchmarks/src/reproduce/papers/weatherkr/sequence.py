@@ -1,4 +1,4 @@
-"""Haze, then rain, then snow, with a very small memory: the specification's small experiment, on photographs.
+"""Haze, then rain, then snow, with a very small memory: a small experiment on photographs.
 
 Clean pictures are windows of photographs that scikit-image and scikit-learn ship, at half size; other photographs are tested on
 than are learnt from. The weather is the package's own.
@@ -77,7 +77,7 @@ def build_tasks(seed: int, counts: tuple[int, int]) -> "list[Task]":
 
 
 def recipe(seed: int, steps: int) -> "TrainConfig":
-    """The specification's: 12 channels, one block a group, K = 12 patches of 24 pixels in all."""
+    """12 channels, one block a group, K = 12 patches of 24 pixels in all."""
     from weatherkr import TrainConfig
 
     return TrainConfig(
@@ -167,7 +167,7 @@ CLAIMS = (
         lower("forgetting", "kr", than="finetune"),
         experiment="quick-look",
         source="abstract",
-        remark="Two seeds of a few seconds; the small tier is the measurement",
+        remark="One seed of a few seconds; the small tier is the measurement",
     ),
     claim(
         "weatherkr/less-forgetting-than-fine-tuning",
@@ -204,7 +204,7 @@ CLAIMS = (
         lower("forgetting", "kr", than="kd"),
         experiment="three-weathers",
         source="abstract",
-        remark="The specification found the gain to be inside the seed noise",
+        remark="A trial beforehand found the gain to be inside the seed noise",
     ),
     claim(
         "weatherkr/near-joint-training",

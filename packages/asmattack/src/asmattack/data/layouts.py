@@ -1,4 +1,4 @@
-"""Face crops with labels: folders, manifests, and the DFDC frame layout of the authors (specification section 6)."""
+"""Face crops with labels: folders, manifests, and the DFDC frame layout of the authors."""
 
 import math
 import random

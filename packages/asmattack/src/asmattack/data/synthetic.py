@@ -1,4 +1,4 @@
-"""The embedded forged-face set (specification section 10): aligned faces drawn by formula, forged in one part."""
+"""The embedded forged-face set: aligned faces drawn by formula, forged in one part."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The masked iteration (specification 3.4): settings, start, gradient, step; and the active set of early stopping."""
+"""The masked iteration: settings, start, gradient, step; and the active set of early stopping."""
 
 import contextlib
 from collections.abc import Iterator

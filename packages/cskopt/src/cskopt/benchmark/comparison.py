@@ -1,4 +1,4 @@
-"""Training schemes that a profile compares, and the comparison itself (specification §12)."""
+"""Training schemes that a profile compares, and the comparison itself."""
 
 import copy
 from collections.abc import Sequence

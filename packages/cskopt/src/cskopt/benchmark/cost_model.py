@@ -1,4 +1,4 @@
-"""What a training step keeps and computes, by formula, layer by layer (specification §12)."""
+"""What a training step keeps and computes, by formula, layer by layer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a training step really keeps, allocates and takes: measured, not computed (specification §6)."""
+"""What a training step really keeps, allocates and takes: measured, not computed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Class-incremental data: where pictures come from, and in which order classes arrive (specification §6)."""
+"""Class-incremental data: where pictures come from, and in which order classes arrive."""
 
 import io
 import struct
@@ -139,7 +139,7 @@ class SessionPictures(Dataset):
         order: which label becomes which id.
         labels: of the corpus, to keep.
         corpus: for mean and standard deviation.
-        augment: crop after padding by 4, flip, brightness, each picture by itself (specification §5).
+        augment: crop after padding by 4, flip, brightness, each picture by itself.
         first: id of the first class in the order.
     """
 
@@ -240,7 +240,7 @@ def resized(pictures: UInt8[Tensor, "n 3 _ _"], side: int) -> UInt8[Tensor, "n 3
 
 
 def shapes_corpus(classes: int, train: int, test: int, seed: int, image_size: int = 28) -> Corpus:
-    """Textured shapes (specification §10)."""
+    """Textured shapes."""
     parts = []
     for name, count in (("train", train), ("test", test)):
         pictures, labels = shape_pictures(classes, count, seed, name)

@@ -1,4 +1,4 @@
-"""Twenty classes of textured shapes, generated: the data of the small experiment (specification §10). No download."""
+"""Twenty classes of textured shapes, generated: the data of the small experiment. No download."""
 
 from dataclasses import dataclass
 

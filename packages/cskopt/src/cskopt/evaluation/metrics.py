@@ -1,4 +1,4 @@
-"""What is reported of a run through a sequence of sessions (specification §6)."""
+"""What is reported of a run through a sequence of sessions."""
 
 from dataclasses import dataclass
 

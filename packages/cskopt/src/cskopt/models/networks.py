@@ -13,7 +13,7 @@ from tenfold import UserError
 
 
 class CompactResNet(nn.Module):
-    """The network of the small experiment (specification §10): stem 3x3 stride 2, four basic blocks, global average pool.
+    """The network of the small experiment: stem 3x3 stride 2, four basic blocks, global average pool.
 
     Args:
         num_classes: rows of the head `fc`.

@@ -1,7 +1,7 @@
 """The graph of a network: which layer feeds which, and where the frozen part ends.
 
 With no augmentation the maps at that border are the same in every epoch: they are computed once and kept, and the forward pass of the
-frozen layers, which dominates the cost of a step, is gone from all but the first epoch (specification §12).
+frozen layers, which dominates the cost of a step, is gone from all but the first epoch.
 """
 
 from collections.abc import Iterable

@@ -23,7 +23,7 @@ Penalty = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SessionRecipe:
-    """How long and how fast a session learns (specification §5).
+    """How long and how fast a session learns.
 
     Attributes:
         epochs: passes over the session's pictures.

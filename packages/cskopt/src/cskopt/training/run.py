@@ -66,7 +66,7 @@ def train_base(
     checkpoint: Path | None = None,
     log: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """Train the base session in the ordinary way, from a checkpoint if there is one (specification §5).
+    """Train the base session in the ordinary way, from a checkpoint if there is one.
 
     Args:
         model: changed in place.

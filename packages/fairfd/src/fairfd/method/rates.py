@@ -83,7 +83,7 @@ class RateTable:
             approaches: approach of each image, strings or integers; real images carry `real`.
             identities: person of each image; a forgery carries the identity of its pristine base image. Without them
                 each image is its own cluster, which understates every interval.
-            threshold: one threshold, or one per group (section 3.9 of the specification).
+            threshold: one threshold, or one per group (paper supplement, Tables 6 and 7).
             real: the approach that means "not forged". Among integer approaches the default is 0.
             group_order: columns to have, in this order; by default those present, sorted.
             approach_order: forgery rows to have, in this order; by default those present, sorted.

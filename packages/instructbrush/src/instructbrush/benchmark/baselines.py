@@ -1,4 +1,4 @@
-"""Every way of editing that the benchmark compares, under one name each (paper §5; specification's baselines)."""
+"""Every way of editing that the benchmark compares, under one name each (paper §5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Face crops as the public sets lay them out on disk (specification §6). Videos are folders of frames here: crops are made beforehand.
+"""Face crops as the public sets lay them out on disk. Videos are folders of frames here: crops are made beforehand.
 
 Every reader gives rows of a manifest whose paths are relative to the folder that was scanned.
 """

@@ -1,4 +1,4 @@
-"""The list of images that clients are made from: one CSV row an image, `path,label,source,split,video` (specification §6)."""
+"""The list of images that clients are made from: one CSV row an image, `path,label,source,split,video`."""
 
 import csv
 import hashlib

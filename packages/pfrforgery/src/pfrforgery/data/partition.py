@@ -1,4 +1,4 @@
-"""Who has which images: clients by forgery source, at random, by skewed shares, or several sites of a source (specification §6)."""
+"""Who has which images: clients by forgery source, at random, by skewed shares, or several sites of a source."""
 
 import hashlib
 import json

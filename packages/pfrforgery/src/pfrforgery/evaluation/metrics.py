@@ -1,4 +1,4 @@
-"""Detection metrics of one client, and what is reported over clients (specification §6)."""
+"""Detection metrics of one client, and what is reported over clients."""
 
 import math
 from collections.abc import Sequence

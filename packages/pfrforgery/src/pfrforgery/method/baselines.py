@@ -1,4 +1,4 @@
-"""FedPR and the baselines (specification §9): what is uploaded, what a client trains, which branch decides.
+"""FedPR and the baselines: what is uploaded, what a client trains, which branch decides.
 
 An algorithm is a record; the same ServerApp and ClientApp run all of them. A client trains in phases: which parameters move, by which gradients,
 on which of the round's batches.
@@ -68,7 +68,7 @@ class Algorithm:
 
 
 def create_detector(config: FederationConfig) -> TwoBranchDetector:
-    """The detector that every client and the server start from, drawn from the configuration's seed (specification §3.7).
+    """The detector that every client and the server start from, drawn from the configuration's seed.
 
     Raises:
         UserError: an unknown backbone or weights that cannot be had.
@@ -213,7 +213,7 @@ def fedrod_phases(model: TwoBranchDetector, _: FederationConfig) -> list[Phase]:
 
 
 def fedpr_phases(model: TwoBranchDetector, config: FederationConfig) -> list[Phase]:
-    """FedPR: the routed step on all parameters (specification §3.5)."""
+    """FedPR: the routed step on all parameters."""
 
     def gradients(x: Tensor, y: Tensor, generator: torch.Generator) -> StepLosses:
         return routed_gradients(model, x, y, draw(len(y), generator), config.routing, config.loss_weights)
@@ -243,7 +243,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 def predict_of(algorithm: Algorithm, config: FederationConfig) -> Predict:
     """The branch that decides; for `auto`, the one before a client has chosen.
 
-    The routing personal_main trains the extractor for the personal branch, which then decides alone (specification §3.3).
+    The routing personal_main trains the extractor for the personal branch, which then decides alone.
     """
     if config.predict not in ("default", "auto"):
         return config.predict

@@ -1,4 +1,4 @@
-"""Feature statistics: the two operations of the personalised and the shared representation (specification §3.1).
+"""Feature statistics: the two operations of the personalised and the shared representation.
 
 A feature map is content (normalised per sample and channel) in a frame of statistics (mean and variance over its pixels). One operation keeps the
 content and mixes the statistics, the other keeps the statistics and swaps the content. Both come from SagNet (Nam et al., CVPR 2021);

@@ -1,4 +1,4 @@
-"""One client step of FedPR: each loss reaches the parameters that it may reach (specification §3.2, §3.3, §3.5).
+"""One client step of FedPR: each loss reaches the parameters that it may reach.
 
 A single backward pass through the sum of the losses would contradict itself: L_p wants the auxiliary branch to classify, L_adv wants it not to.
 So gradients are routed, as in SagNet. All of them are taken on one forward pass, before any parameter moves.

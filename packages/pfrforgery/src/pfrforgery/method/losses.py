@@ -1,4 +1,4 @@
-"""The losses of a client (specification §3.2) and the proximal terms of the baselines (§9)."""
+"""The losses of a client and the proximal terms of the baselines (§9)."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Backbones cut in two at the split: what the clients share below, a classifying branch above (specification §4).
+"""Backbones cut in two at the split: what the clients share below, a classifying branch above.
 
 Library networks are taken apart, not written again: every child keeps its name, so that public weights load by name.
 """
@@ -92,7 +92,7 @@ def _branch(stages: dict[str, nn.Module], num_classes: int, dropout: float) -> n
 
 
 def _tiny(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """The network of the small experiment (specification §10): 32-pixel images, 23,000 parameters in two branches."""
+    """The network of the small experiment: 32-pixel images, 23,000 parameters in two branches."""
 
     def block(inside: int, outside: int, stride: int) -> nn.Sequential:
         return nn.Sequential(

@@ -1,4 +1,4 @@
-"""The detector of a client: a shared extractor, a shared branch, a personal branch (specification §2, §3.4, §3.7)."""
+"""The detector of a client: a shared extractor, a shared branch, a personal branch."""
 
 import copy
 from collections import OrderedDict
@@ -68,7 +68,7 @@ class TwoBranchDetector(nn.Module, PyTorchModelHubMixin, library_name="pfrforger
         self.extractor, self.shared = cut_backbone(backbone, split, num_classes, dropout)
         self.personal: nn.Module | None = copy.deepcopy(self.shared) if personal else None
         if self.personal is not None:
-            # Convolutions and normalisation start alike, the last layers do not (specification §3.7).
+            # Convolutions and normalisation start alike, the last layers do not.
             last = self.personal.get_submodule("fc")
             assert isinstance(last, nn.Linear)
             last.reset_parameters()
@@ -173,7 +173,7 @@ class PersonalModelDetector(TwoBranchDetector):
 
 
 def fake_probability(logits: Mapping[str, Float[Tensor, "n c"]], predict: Predict) -> Float[Tensor, " n"]:
-    """P(fake) from the branches' logits (specification §3.4).
+    """P(fake) from the branches' logits.
 
     Args:
         logits: `shared` and, where there is one, `personal`.

@@ -1,4 +1,4 @@
-"""A finished run, taken apart again: each client's detector, and how it does here, elsewhere and under distortion (specification §6, protocols)."""
+"""A finished run, taken apart again: each client's detector, and how it does here, elsewhere and under distortion."""
 
 import dataclasses
 import io
@@ -264,7 +264,7 @@ DISTORTIONS: dict[str, Callable[[Bytes], Bytes]] = {
     "blur 1": _blur(1.0),
     "noise 0.02": _noise,
 }
-"""Of the robustness protocol (specification §6 d)."""
+"""Of the robustness protocol."""
 
 
 def _distorted(images: UInt8[Tensor, "n 3 s s"], distort: Callable[[Bytes], Bytes]) -> UInt8[Tensor, "n 3 s s"]:

@@ -1,4 +1,4 @@
-"""What one client does in one round: its batches, its optimiser, its phases (specification §3.6). Pure of Flower and files.
+"""What one client does in one round: its batches, its optimiser, its phases. Pure of Flower and files.
 
 Every random number follows from (seed, round, client): results depend neither on the order in which clients run nor on the number of workers.
 """

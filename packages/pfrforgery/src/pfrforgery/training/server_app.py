@@ -1,4 +1,4 @@
-"""The ServerApp: starts the shared part, runs the rounds, keeps the run folder (specification §3.6, §11.3)."""
+"""The ServerApp: starts the shared part, runs the rounds, keeps the run folder."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The server's side of a round: who trains, what comes back, what is averaged, what went wrong (specification §3.6, §11.3).
+"""The server's side of a round: who trains, what comes back, what is averaged, what went wrong.
 
 A client sends the shared entries only, so that averaging them *is* the partial aggregation. What a reply must hold, and what becomes of one
 that does not, is `tenfold.federated`'s; here stand the entries and numbers of this package, a book of who took part when, and the report.

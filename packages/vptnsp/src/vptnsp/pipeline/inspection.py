@@ -1,4 +1,4 @@
-"""What the projections of a learner do: spectra, nullities, kept energy and gains per layer (paper Fig. 2; specification §3.4)."""
+"""What the projections of a learner do: spectra, nullities, kept energy and gains per layer (paper Fig. 2)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Reading the columns of a score file: CSV, TSV or JSON lines (specification, section 6.2).
+"""Reading the columns of a score file: CSV, TSV or JSON lines.
 
 Half a million rows take a second or two: fields are coded a few hundred rows at a time, and no row is kept.
 """

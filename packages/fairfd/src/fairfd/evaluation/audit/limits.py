@@ -1,4 +1,4 @@
-"""Limits on the metrics for automated checks: `--max aadpd=.05`, `--max paper.urdpd.high=.1` (specification 11).
+"""Limits on the metrics for automated checks: `--max aadpd=.05`, `--max paper.urdpd.high=.1`.
 
 A limit reads `[convention.]metric[.quantity]=number`; names are case-insensitive. The convention is `official`
 unless named, the quantity `value` unless named (`high`, the upper end of the interval, is the cautious choice). A

@@ -162,7 +162,7 @@ class ApproachResult:
 
 @dataclass(frozen=True)
 class UtilityResult:
-    """How well the detector detects (specification 6.6).
+    """How well the detector detects.
 
     Attributes:
         overall: over all images.
@@ -252,7 +252,7 @@ class Audit:
         approaches: the accuracy matrix with per-row gaps.
         utility: how well the detector detects.
         peer_metrics: AI-Face-FairnessBench metrics, FPR gap and worst group.
-        gate: is the detector good enough for its fairness numbers to mean anything (specification 3.8)?
+        gate: is the detector good enough for its fairness numbers to mean anything?
         subjects_curve: how the result depends on the number of people, when asked for.
         warnings: what a reader must know.
         software: name -> version.

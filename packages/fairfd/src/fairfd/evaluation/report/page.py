@@ -1,4 +1,4 @@
-"""The report page: audits turned into sentences, tables and figures (specification 3.4, 3.8, 11).
+"""The report page: audits turned into sentences, tables and figures.
 
 Only words and layout are decided here; every number comes from `fairfd.audit_results.Audit`.
 """

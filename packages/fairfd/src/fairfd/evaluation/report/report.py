@@ -1,4 +1,4 @@
-"""Audits as one HTML page for an auditor and one JSON file for a machine (specification 11; invariant 26)."""
+"""Audits as one HTML page for an auditor and one JSON file for a machine."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The verdict on a detector, in words for a reader without background in machine learning (specification 3.8).
+"""The verdict on a detector, in words for a reader without background in machine learning.
 
 Absence of evidence is never called fairness, and a near-trivial detector is never called fair.
 """

@@ -1,4 +1,4 @@
-"""What a report page is made of: plain, ready-worded pieces that the template only lays out (specification 11)."""
+"""What a report page is made of: plain, ready-worded pieces that the template only lays out."""
 
 from dataclasses import dataclass
 from typing import Literal

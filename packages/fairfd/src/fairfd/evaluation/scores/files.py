@@ -1,4 +1,4 @@
-"""Score files: from CSV, TSV or JSON lines to checked tables (specification, sections 6.2, 11 and 13)."""
+"""Score files: from CSV, TSV or JSON lines to checked tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +76,7 @@ def read_score_tables(path: str | PathLike[str], how: ScoreFormat | None = None)
         how: to read it.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or rows are at fault (section 13 of the specification); the
+        UserError: the file cannot be read, a column is missing, or rows are at fault; the
             message names the file and the first rows, counted from 1 after the header.
     """
     source, how = Path(path), how or ScoreFormat()

@@ -106,7 +106,7 @@ class ScoreTable:
             places: how rows are called in messages.
 
         Raises:
-            UserError: see section 13 of the specification: scores not finite or outside [0, 1], labels not 0 or 1 or at odds
+            UserError: scores not finite or outside [0, 1], labels not 0 or 1 or at odds
                 with the approach, a blank group, approach or identity, an identity in two groups, duplicate images.
         """
         scores, labels = checked_scores(score, places), checked_labels(label, places)

@@ -1,4 +1,4 @@
-"""The embedded forged faces: drawn from scratch, with clues whose strength is known (specification §10).
+"""The embedded forged faces: drawn from scratch, with clues whose strength is known.
 
 Every fake may carry a clue common to all clients (the inner face is smoothed) and one of its client (a tint). The tint's direction differs by
 client, so that a model that cannot tell clients apart cannot use it. At `specific` 0 the tint says nothing: the control.
