@@ -6,6 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -35,6 +37,7 @@ from tenfold.federated import (
     decode_array,
     layout_of,
     one_line,
+    pull_until,
     raw_reply,
     rejections_for_log,
     stop_when_silent,
@@ -555,6 +558,26 @@ def test_a_reply_that_cannot_be_decoded_costs_its_client_only() -> None:
     assert raws[1].error == "sent what cannot be read (JSONDecodeError: bad: line 1 column 1 (char 0))"
     assert raws[2].error == "Reply message objects are unavailable."
     assert raws[3].error == "node 10 replied in its place"
+
+
+def test_a_server_thread_ends_once_its_simulation_is_left() -> None:
+    grid, left, asked = Grid({"to 10": reply_from(10)}), threading.Event(), threading.Event()
+    pull_until(grid, left)
+    assert [each.metadata.src_node_id for each in grid.pull_messages(["to 10"])] == [10]
+
+    def wait_for_node_11() -> None:
+        with contextlib.suppress(SystemExit):  # by which Python ends a thread without a word, and pytest with a warning
+            while not grid.pull_messages(["to 11"]):
+                asked.set()
+                time.sleep(0.001)
+
+    server = threading.Thread(target=wait_for_node_11, daemon=True)
+    server.start()
+    assert asked.wait(30)
+    assert server.is_alive()
+    left.set()
+    server.join(30)
+    assert not server.is_alive()
 
 
 def test_what_the_user_must_mend_is_no_bad_reply() -> None:

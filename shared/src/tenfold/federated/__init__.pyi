@@ -10,6 +10,7 @@ from .layout import decode_array as decode_array
 from .layout import layout_of as layout_of
 from .messages import RawReply as RawReply
 from .messages import one_line as one_line
+from .messages import pull_until as pull_until
 from .messages import raw_reply as raw_reply
 from .messages import watch_replies as watch_replies
 from .replies import Number as Number

@@ -3,6 +3,7 @@
 The messages are those of Flower's message API (`flwr.app.Message`), but only by shape: nothing of Flower is imported.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -57,6 +58,25 @@ def one_line(reason: object) -> str:
     text = str(reason or "")[-20_000:].replace("\\n", "\n")
     lines = [line.strip().removesuffix("'>").strip() for line in text.splitlines()]
     return short(next((line for line in reversed(lines) if line), "failed without saying why"))
+
+
+def pull_until(grid: Any, stop: threading.Event) -> None:
+    """Make a grid end the thread that waits for its replies once `stop` is set.
+
+    Flower's simulation runs the server in a thread of its own, which would keep an interrupted process alive for ever.
+
+    Args:
+        grid: of Flower, made for this run: its `pull_messages` is replaced.
+        stop: set it when the simulation is left, however it is left.
+    """
+    pull: Callable[[Iterable[str]], Iterable[Any]] = grid.pull_messages
+
+    def pull_or_end(names: Iterable[str]) -> Iterable[Any]:
+        if stop.is_set():
+            raise SystemExit  # without a word: why it ends is said by the main thread
+        return pull(names)
+
+    grid.pull_messages = pull_or_end
 
 
 def watch_replies(grid: Any) -> None:

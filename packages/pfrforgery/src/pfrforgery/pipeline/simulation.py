@@ -5,13 +5,12 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from flwr.app import ConfigRecordValues, Context, Message
+from flwr.app import ConfigRecordValues, Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
@@ -28,6 +27,7 @@ from pfrforgery.training.state import ContextStore, FileStore, PersonalStore
 from pfrforgery.training.strategy import RoundReport
 from tenfold import UserError
 from tenfold.checkpoints import read_tensors
+from tenfold.federated import pull_until
 from tenfold.runs import RunFolder, pick_device
 
 Runtime = Literal["in-process", "ray"]
@@ -128,25 +128,6 @@ def _last_state(store: PersonalStore) -> dict[str, Tensor]:
     return kept.tensors if kept else {}
 
 
-def _stopping(server: ServerApp, broken: threading.Event) -> ServerApp:
-    """The server, which no longer waits for replies once the workers have broken down: its thread would keep the process alive."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        pull = grid.pull_messages
-
-        def pull_while_sound(message_ids: Iterable[str]) -> Iterable[Message]:
-            if broken.is_set():
-                raise UserError("the simulation's workers have broken down")
-            return pull(message_ids)
-
-        grid.pull_messages = pull_while_sound  # the grid is Flower's, made for this run
-        server(grid, context)
-
-    return app
-
-
 def _run_on_ray(server: ServerApp, client: ClientApp, clients: int) -> None:
     if importlib.util.find_spec("ray") is None:
         raise UserError(
@@ -162,12 +143,18 @@ def _run_on_ray(server: ServerApp, client: ClientApp, clients: int) -> None:
     }
     before = logging.getLogger("flwr").level
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    broken = threading.Event()
+    app, left = ServerApp(), threading.Event()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        pull_until(grid, left)
+        server(grid, context)
+
     try:
-        run_simulation(_stopping(server, broken), client, num_supernodes=clients, backend_config=backend)
+        run_simulation(app, client, num_supernodes=clients, backend_config=backend)
     except RuntimeError as error:
-        broken.set()
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(f"runtime ray: Flower's simulation broke down ({reason}); try --runtime in-process") from None
     finally:
+        left.set()
         logging.getLogger("flwr").setLevel(before)

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
 from tenfold import UserError
+from tenfold.federated import pull_until
 from tenfold.runs import RunFolder, pick_device, unlock_run
 from twinsight.config import FederationConfig
 from twinsight.data.partition import partition_of
@@ -61,15 +63,25 @@ def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
 
     if importlib.util.find_spec("ray") is None:
         raise UserError("--backend ray needs Ray: pip install 'twinsight[simulation]'")
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
     from twinsight.training.server_app import make_server_app
 
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     backend: dict[str, Any] = {"client_resources": {"num_cpus": cores, "num_gpus": 0.0}}
-    run_simulation(
-        make_server_app(config, run.path, resume=True), make_client_app(config), config.clients, backend_config=backend
-    )
+    server, app, left = make_server_app(config, run.path, resume=True), ServerApp(), threading.Event()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        pull_until(grid, left)
+        server(grid, context)
+
+    try:
+        run_simulation(app, make_client_app(config), config.clients, backend_config=backend)
+    finally:
+        left.set()
     if not run.is_finished:
         raise UserError(f"{run.path}: the simulation ended early; see Flower's log above, then continue with --resume")
     return _finished(run)
