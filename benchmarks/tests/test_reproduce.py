@@ -10,7 +10,7 @@ import pytest
 from reproduce import cli, records, registry, report, running
 from reproduce.claims import Experiment, Speed, Suite, claim, higher, lower
 from reproduce.judging import Verdict
-from reproduce.plots import axis_ticks, dot_plot
+from reproduce.plots import axis_ticks, dot_plot, history_plot
 from reproduce.pytest_times import share_of
 from tenfold import UserError
 from tenfold.images import write_image
@@ -177,6 +177,39 @@ def test_the_report_is_self_contained_and_escaped(measure: Counting, tmp_path: P
     assert "our &lt;arm&gt;" in html
     assert "fairfd/sum" in html
     assert measure.calls
+
+
+def test_the_report_shows_records_of_tiers_that_were_not_run(
+    measure: Counting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce("run", "--tier", "small", "--out", str(tmp_path / "then"), "--record") == 0
+    assert "recorded -> " in capsys.readouterr().out
+    reproduce("run", "--out", str(tmp_path / "now"))
+    html = (tmp_path / "now" / "report.html").read_text()
+    assert "Small tier" in html
+    assert "Not measured in this run: from the record." in html
+    assert html.count('<circle class="effect') == 2 * 2
+    assert measure.calls
+
+
+def test_a_claim_is_drawn_over_time(measure: Counting, tmp_path: Path) -> None:
+    for night, gain in (("2026-01-01", 0.1), ("2026-01-02", 0.2), ("2026-01-03", -0.3)):
+        measure.gain = gain
+        reproduce("run", "--out", str(tmp_path / "results"), "--fresh")
+        (tmp_path / "history" / night).mkdir(parents=True)
+        (tmp_path / "results" / "records" / "smoke").rename(tmp_path / "history" / night / "smoke")
+    reproduce("report", "--out", str(tmp_path / "results"), "--history", str(tmp_path / "history"))
+    html = (tmp_path / "results" / "report.html").read_text()
+    assert html.count('<svg class="history"') == 2
+    assert html.count('<polyline class="course"') == 2
+    with pytest.raises(UserError, match="no such folder"):
+        reproduce("report", "--out", str(tmp_path / "results"), "--history", str(tmp_path / "nowhere"))
+
+
+def test_a_course_needs_two_finite_effects() -> None:
+    assert history_plot([("2026-01-01", 1.0), ("2026-01-02", float("nan"))]) == ""
+    assert 'class="zero"' in history_plot([("2026-01-01", -1.0), ("2026-01-02", 1.0)])
+    assert 'class="zero"' not in history_plot([("2026-01-01", 7.0), ("2026-01-02", 8.0)])
 
 
 def test_speed_is_a_ratio_with_peaks(measure: Counting, tmp_path: Path) -> None:

@@ -37,6 +37,56 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One run of a protocol.
+
+    Attributes:
+        data: the folder with the public data, or its stand-in.
+        tier: medium or paper.
+        seed: of everything random.
+        steps: so many training steps on a stand-in; None for the whole protocol.
+    """
+
+    data: Path
+    tier: str
+    seed: int
+    steps: int | None
+
+
+Command = list[str | Path | int]
+"""A command and its arguments."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A published protocol that several claims read, run by the package's own commands on public data (`reproduce.protocols`).
+
+    Attributes:
+        name: unique within the package.
+        summary: what is done, in a sentence.
+        needs: what `DATA/PACKAGE` must hold.
+        hours: what it takes, arm by arm, on which GPU.
+        seeds: for each tier it exists in, how many seeds are run by default.
+        arms: what is compared, code to words.
+        metrics: what is measured, code to words with the unit.
+        commands: the command lines of an arm, without the interpreter; the folder is the arm's, where they run.
+        scores: reads the value of each metric from the arm's folder after them.
+        stand_in: writes tiny data in the layout of `needs`, enough for so many steps.
+    """
+
+    name: str
+    summary: str
+    needs: str
+    hours: str
+    seeds: Mapping[str, int]
+    arms: Mapping[str, str]
+    metrics: Mapping[str, str]
+    commands: Callable[[Task, str], Sequence[Command]]
+    scores: Callable[[Path], Mapping[str, float]]
+    stand_in: Callable[[Path, int], None]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One arm's metric against another arm's, or against a number. Made by `higher`, `lower`, `not_lower`, ... below.
 
@@ -197,7 +247,7 @@ class Suite:
 
     package: str
     idea: str
-    experiments: Sequence[Experiment] = ()
+    experiments: Sequence[Experiment | Protocol] = ()
     claims: Sequence[Claim] = ()
     speeds: Sequence[Speed] = ()
 
@@ -217,12 +267,12 @@ class Suite:
             if comparison.metric not in experiment.metrics:
                 raise ValueError(f"{claim.id}: {experiment.name} has no words for the metric {comparison.metric}")
 
-    def experiment(self, claim: Claim) -> Experiment:
+    def experiment(self, claim: Claim) -> Experiment | Protocol:
         """The experiment that measures a claim."""
         return next(each for each in self.experiments if each.name == claim.experiment)
 
 
-def comparison_in_words(comparison: Comparison, experiment: Experiment) -> str:
+def comparison_in_words(comparison: Comparison, experiment: Experiment | Protocol) -> str:
     """The comparison as a person would say it: `nearest class means: accuracy (%) higher than frozen prompts by more than 2`."""
     arm = experiment.arms[comparison.arm]
     metric = experiment.metrics[comparison.metric]

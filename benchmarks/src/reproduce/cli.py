@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -16,13 +16,14 @@ from rich.table import Table
 from tenfold import UserError
 from tenfold import cli as conventions
 from tenfold.cli import EXIT_LIMIT_BROKEN, verb
-from tenfold.files import check_writable
+from tenfold.files import check_writable, write_text
 from tenfold.options import Count, check_number
 
 if TYPE_CHECKING:
     from reproduce.claims import Suite
     from reproduce.judging import Outcome
-    from reproduce.records import Agreement
+    from reproduce.records import Agreement, Record
+    from reproduce.running import Run, SeedResult
 
 SMOKE_BUDGET_SECONDS = 25.0
 """What each package may take of the smoke tier on two cores."""
@@ -56,10 +57,13 @@ def run(
     out: Path = Path("results"),
     fresh: bool = False,
     record: bool = False,
+    data: Path | None = None,
+    steps: Count | None = None,
 ) -> int:
     """Measure the claims of a tier; finished seeds are kept and not measured again.
 
     The result is held against the record in the repository. Leaves with 3 where a claim contradicts it, otherwise with 0.
+    Protocols of the tiers medium and paper run the packages' own commands on public data, for hours; `reproduce list` says what they need.
 
     Args:
         only: Packages to check; all installed ones by default.
@@ -68,59 +72,116 @@ def run(
         out: Where results and the report go.
         fresh: Measure again what is stored.
         record: Write what was measured as the record that later runs are held against.
+        data: Folder with one folder for each package that holds the public data of its protocol.
+        steps: Try a protocol's path: so many training steps on stand-ins made on the spot; nothing is judged.
     """
-    from reproduce.records import RECORDS, Agreement, agreement, load_record, save_record
+    from reproduce.records import RECORDS, load_record
     from reproduce.registry import suites
-    from reproduce.report import load_tier, machine, save_tier, write_html
-    from reproduce.running import outcomes, run_suites
+    from reproduce.report import load_tier
+    from reproduce.running import Run, missing_data, outcomes
 
     chosen = suites(only)
-    if record and seeds is not None:
-        raise UserError("--record keeps each experiment's own number of seeds; leave out --seeds")
+    if record and (seeds is not None or steps is not None):
+        raise UserError("--record keeps each experiment's own number of seeds and steps; leave out --seeds and --steps")
+    if (data is not None or steps is not None) and tier not in ("medium", "paper"):
+        raise UserError("--data and --steps are for the protocols of --tier medium and paper")
     # Refused before minutes of measuring, not after.
     check_writable(out / f"{tier}.json")
     if record:
         check_writable(RECORDS / tier)
     load_tier(out, tier)
     records = {suite.package: load_record(suite.package, tier) for suite in chosen}
-    measured, seconds = [], defaultdict(float)
     progress = Console(stderr=True)
-    for step in run_suites(chosen, tier, seeds, out, fresh):
-        measured.append(step.result)
-        seconds[step.suite.package] += step.result.seconds
-        stored = "stored" if step.was_stored else f"{step.result.seconds:.1f} s"
-        progress.print(
-            f"[{step.number}/{step.total}] {step.result.package}/{step.result.experiment} seed {step.result.seed}: {stored}",
-            markup=False,
-            highlight=False,
-        )
+
+    def say(line: str) -> None:
+        progress.print(line, markup=False, highlight=False)
+
+    how = Run(tier, out, fresh, data, steps, say)
+    lacking = missing_data(chosen, how)
+    for line in lacking:
+        say(line)
+    measured = _measure(chosen, seeds, how)
+    if steps is not None:
+        return _print_path(measured)
     judged = outcomes(chosen, tier, measured)
+    if not judged and lacking:
+        raise UserError(f"--tier {tier}: {lacking[0]}; or try the path with --steps 2")
     if not judged:
         raise UserError(
             f"--tier {tier}: no claim of {', '.join(each.package for each in chosen) or 'any package'} has it"
         )
+    _save(chosen, tier, judged, measured, out, record)
+    contradicted = _print_result(chosen, judged, measured, records)
+    print(f"{len(judged)} claims -> {out / 'report.html'}")
+    return EXIT_LIMIT_BROKEN if contradicted and not record else 0
+
+
+def _measure(chosen: "list[Suite]", seeds: int | None, how: "Run") -> "list[SeedResult]":
+    from reproduce.running import run_suites
+
+    measured = []
+    for step in run_suites(chosen, seeds, how):
+        measured.append(step.result)
+        stored = "stored" if step.was_stored else f"{step.result.seconds:.1f} s"
+        how.say(
+            f"[{step.number}/{step.total}] {step.result.package}/{step.result.experiment} seed {step.result.seed}: {stored}"
+        )
+    return measured
+
+
+def _save(
+    chosen: "list[Suite]",
+    tier: str,
+    judged: "list[Outcome]",
+    measured: "list[SeedResult]",
+    out: Path,
+    record: bool,
+) -> None:
+    """The results, the page, this run's records beside them and, where asked for, in the repository."""
+    from reproduce.records import RECORDS, save_record
+    from reproduce.report import machine, save_tier, write_html
+
     save_tier(out, tier, judged, measured)
-    report = write_html(out)
+    for folder in (out / "records", *([RECORDS] if record else [])):
+        for suite in chosen:
+            mine = [each for each in judged if each.claim.package == suite.package]
+            theirs = [each for each in measured if each.package == suite.package]
+            if mine:
+                save_record(suite.package, tier, mine, theirs, machine(), folder)
+    if record:
+        print(f"recorded -> {RECORDS / tier}")
+    write_html(out)
+
+
+def _print_result(
+    chosen: "list[Suite]",
+    judged: "list[Outcome]",
+    measured: "list[SeedResult]",
+    records: "Mapping[str, Record | None]",
+) -> bool:
+    """Claims, seconds, and what contradicts its record; whether anything does."""
+    from reproduce.records import Agreement, agreement
+
     agreements = {each.claim.id: agreement(each, records[each.claim.package]) for each in judged}
     _print_outcomes(chosen, judged, agreements)
-    for package, spent in seconds.items():
-        over = (
-            f", over the {SMOKE_BUDGET_SECONDS:.0f} s budget"
-            if tier == "smoke" and spent > SMOKE_BUDGET_SECONDS
-            else ""
-        )
-        print(f"{package}: {spent:.1f} s{over}")
+    for suite in chosen:
+        spent = [each.seconds for each in measured if each.package == suite.package]
+        is_over = judged[0].tier == "smoke" and sum(spent) > SMOKE_BUDGET_SECONDS
+        over = f", over the {SMOKE_BUDGET_SECONDS:.0f} s budget" if is_over else ""
+        if spent:
+            print(f"{suite.package}: {sum(spent):.1f} s{over}")
     contradicted = [each for each in judged if agreements[each.claim.id] is Agreement.CONTRADICTS]
     for each in contradicted:
         print(f"contradicts its record: {each.claim.id} ({each.verdict}, {each.effect:+.4g})")
-    if record:
-        for suite in chosen:
-            mine = [each for each in judged if each.claim.package == suite.package]
-            seeds_of = [each for each in measured if each.package == suite.package]
-            if mine:
-                print(f"recorded -> {save_record(suite.package, tier, mine, seeds_of, machine())}")
-    print(f"{len(judged)} claims -> {report}")
-    return EXIT_LIMIT_BROKEN if contradicted and not record else 0
+    return bool(contradicted)
+
+
+def _print_path(measured: "list[SeedResult]") -> int:
+    """What a few steps on stand-ins left: that every arm got through."""
+    for each in measured:
+        arms = ", ".join(each.measurement)
+        print(f"{each.package}/{each.experiment}: the path works ({arms}), {each.seconds:.0f} s; nothing was judged")
+    return 0
 
 
 COLORS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow", "too few seeds": "yellow"}
@@ -128,7 +189,7 @@ COLORS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow", "t
 
 def _print_outcomes(chosen: "list[Suite]", judged: "list[Outcome]", agreements: "dict[str, Agreement]") -> None:
     """What a reader sees first: each paper's idea, its claims as sentences with what was measured, and a count at the end."""
-    from reproduce.report import count_verdicts
+    from reproduce.judging import count_verdicts
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     for suite in chosen:
@@ -163,7 +224,7 @@ def list_claims(*, only: Only = ()) -> None:
     Args:
         only: Packages to list; all installed ones by default.
     """
-    from reproduce.claims import TIERS
+    from reproduce.claims import TIERS, Protocol
     from reproduce.records import load_record
     from reproduce.registry import suites
 
@@ -174,6 +235,9 @@ def list_claims(*, only: Only = ()) -> None:
             found = {tier: record.claim(claim.id) for tier, record in records[suite.package].items() if record}
             recorded = ", ".join(f"{tier}: {each.verdict}" for tier, each in found.items() if each)
             print(f"{claim.id}\n    {claim.statement} ({claim.source})\n    {recorded or 'not recorded'}")
+        for each in suite.experiments:
+            if isinstance(each, Protocol):
+                print(f"{suite.package}, {each.name}\n    {each.summary}\n    needs {each.needs}; takes {each.hours}")
         for speed in suite.speeds:
             print(f"{speed.id}\n    {speed.statement}; aim {speed.target:g}x\n    speed")
 
@@ -214,15 +278,46 @@ def speed(*, only: Only = (), out: Path = Path("results")) -> None:
 
 
 @verb(app, "reproduce report --out results")
-def report(*, out: Path = Path("results")) -> None:
-    """Render the report again from the results on disk.
+def report(*, out: Path = Path("results"), history: Path | None = None) -> None:
+    """Render the report again from the results on disk, or from records over time.
 
     Args:
         out: The results folder.
+        history: Records over time, HISTORY/DATE/TIER/PACKAGE.json (a run leaves its own in OUT/records); draws how each claim went.
     """
     from reproduce.report import write_html
 
-    print(write_html(out))
+    check_writable(out / "report.html")
+    print(write_html(out, history))
+
+
+@verb(app, "reproduce tables", "reproduce tables --only fairfd --write")
+def tables(*, only: Only = (), write: bool = False) -> int:
+    """Compare the tables of the packages' READMEs, and their badges, with the records; leaves with 3 where one differs.
+
+    Args:
+        only: Packages to look at; all installed ones by default.
+        write: Write tables and badges anew.
+    """
+    from reproduce.badges import badge
+    from reproduce.records import RECORDS
+    from reproduce.registry import suites
+    from reproduce.tables import fill_tables
+
+    root = RECORDS.parents[1]
+    if not (root / "packages").is_dir():
+        raise UserError("the READMEs are not here: run this in a checkout of the repository")
+    wanted = {}
+    for suite in suites(only):
+        readme = root / "packages" / suite.package / "README.md"
+        wanted[readme] = fill_tables(readme.read_text(encoding="utf-8"), suite)
+        wanted[root / ".github" / "badges" / f"{suite.package}.svg"] = badge(suite)
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{path.relative_to(root)}: {'written' if write else 'differs from the records'}")
+        if write:
+            write_text(path, wanted[path])
+    return EXIT_LIMIT_BROKEN if stale and not write else 0
 
 
 @app.meta.default

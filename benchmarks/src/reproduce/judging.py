@@ -68,7 +68,8 @@ class Outcome:
         interval: 90 % interval of the difference, by sign flips: each end bounds it with 95 % confidence.
         student: 90 % Student-t interval of the mean difference, for comparison.
         d_z: mean over standard deviation of the differences, small-sample bias removed.
-        needed: where inconclusive: the seeds that would show, with a chance of 80 %, an effect as large as the measured one.
+        needed: where inconclusive: the seeds that would show, with a chance of 80 %, an effect as large as the measured one;
+            None where as many were measured, and the correction for the family is what stands in the way.
     """
 
     claim: Claim
@@ -188,8 +189,14 @@ def _tested_outcome(outcome: Outcome, p_family: float, p_against: float) -> Outc
         interval=flip_interval(found),
         student=student_interval(found),
         d_z=effect_size(found),
-        needed=seeds_needed(min(sizes, key=abs)) if verdict is Verdict.INCONCLUSIVE and sizes else None,
+        needed=_more_seeds(sizes, outcome.seeds) if verdict is Verdict.INCONCLUSIVE else None,
     )
+
+
+def _more_seeds(sizes: Sequence[float], seeds: int) -> int | None:
+    """How many seeds would show an effect of the size nearest to its boundary; None where that many were measured."""
+    needed = seeds_needed(min(sizes, key=abs)) if sizes else None
+    return needed if needed is not None and needed > seeds else None
 
 
 def _exact_outcome(outcome: Outcome) -> Outcome:
@@ -207,3 +214,11 @@ def _exact_outcome(outcome: Outcome) -> Outcome:
     if not agrees.any():
         return replace(outcome, verdict=Verdict.DOES_NOT_HOLD, reason="compared exactly")
     return replace(outcome, reason=f"{agrees.sum()} of {len(agrees)} measurements agree")
+
+
+def count_verdicts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many claims hold, do not hold, and are open."""
+    held, failed = (
+        sum(each.verdict is verdict for each in outcomes) for verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD)
+    )
+    return {"hold": held, "do not hold": failed, "open": len(outcomes) - held - failed}

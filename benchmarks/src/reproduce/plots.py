@@ -103,6 +103,41 @@ def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 640) -> s
     return "".join(parts)
 
 
+def history_plot(points: Sequence[tuple[str, float]], width: int = 160, height: int = 36) -> str:
+    """A claim over time: its effect at each date, with the line of no difference where it is near.
+
+    Args:
+        points: date and effect, oldest first; dates are equally far apart.
+        width: in pixels.
+        height: in pixels.
+
+    Returns:
+        An `<svg>` element; empty for fewer than two finite effects.
+    """
+    finite = [(date, effect) for date, effect in points if math.isfinite(effect)]
+    if len(finite) < 2:
+        return ""
+    low, high = min(effect for _, effect in finite), max(effect for _, effect in finite)
+    span = (high - low) or abs(high) or 1.0
+    low, high = low - 0.1 * span, high + 0.1 * span
+
+    def y(effect: float) -> float:
+        return 4 + (high - effect) / (high - low) * (height - 8)
+
+    places = [(6 + index * (width - 12) / (len(finite) - 1), y(effect)) for index, (_, effect) in enumerate(finite)]
+    zero = f'<line class="zero" x1="0" x2="{width}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>' if low <= 0 <= high else ""
+    line = " ".join(f"{x:.1f},{y_:.1f}" for x, y_ in places)
+    dots = "".join(
+        f'<circle class="seed" cx="{x:.1f}" cy="{y_:.1f}" r="2.5"><title>{escape(date)}: {effect:.4g}</title></circle>'
+        for (x, y_), (date, effect) in zip(places, finite, strict=True)
+    )
+    label = f"effect from {escape(finite[0][0])} to {escape(finite[-1][0])}"
+    return (
+        f'<svg class="history" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{zero}'
+        f'<polyline class="course" points="{line}"/>{dots}</svg>'
+    )
+
+
 def axis_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that enclose [low, high]: steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) or abs(high) or 1.0

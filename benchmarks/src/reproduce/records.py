@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cattrs
 
-from reproduce.claims import Measurement
+from reproduce.claims import Claim, Measurement, Suite
 from reproduce.judging import Outcome, Verdict
 from reproduce.running import JSON, SeedResult
 from reproduce.statistics import LEVEL, prediction_interval
@@ -117,6 +117,18 @@ def load_record(package: str, tier: str, folder: Path = RECORDS) -> Record | Non
         raise UserError(f"{path}: is no record of `reproduce run --record`") from None
 
 
+def load_history(package: str, tier: str, folder: Path) -> list[Record]:
+    """The records of a package over time, oldest first, from `FOLDER/DATE/TIER/PACKAGE.json`.
+
+    Raises:
+        UserError: the folder is not there, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    nights = sorted(each for each in folder.iterdir() if each.is_dir())
+    return [record for night in nights if (record := load_record(package, tier, night))]
+
+
 def save_record(
     package: str,
     tier: str,
@@ -133,7 +145,7 @@ def save_record(
         outcomes: its judged claims.
         measured: its seeds.
         machine: what they were measured on.
-        folder: of all records.
+        folder: of all records: `FOLDER/TIER/PACKAGE.json` is written.
     """
     record = Record(
         package,
@@ -148,6 +160,20 @@ def save_record(
     path = folder / tier / f"{package}.json"
     write_text(path, JSON.dumps(record, indent=1) + "\n")
     return path
+
+
+def measurements_of(record: Record, suite: Suite) -> dict[Claim, list[Measurement]]:
+    """Each claim with the seeds that a record has of its experiment, to be judged by today's rule; other claims are left out.
+
+    Args:
+        record: of the suite's package.
+        suite: its claims.
+    """
+
+    def of(claim: Claim) -> list[Measurement]:
+        return [each.measurement for each in record.seeds if each.experiment == claim.experiment]
+
+    return {claim: of(claim) for claim in suite.claims if of(claim)}
 
 
 def _commit() -> str:

@@ -1,8 +1,9 @@
-"""Finding the suites: one module in `reproduce.papers` for each package, read when that package is installed."""
+"""Finding the suites: one folder in `reproduce.papers` for each package, read when that package is installed."""
 
 import importlib
 import importlib.util
 import pkgutil
+from dataclasses import replace
 
 from reproduce import papers
 from reproduce.claims import Suite
@@ -23,4 +24,15 @@ def suites(only: tuple[str, ...] = ()) -> list[Suite]:
     for name in only:
         if name not in here:
             raise UserError(f"--only {name}: not installed or without claims; there are {', '.join(here) or 'none'}")
-    return [importlib.import_module(f"reproduce.papers.{name}").SUITE for name in here if not only or name in only]
+    return [_suite(name) for name in here if not only or name in only]
+
+
+def _suite(name: str) -> Suite:
+    """The suite of a package, with its published protocol."""
+    suite: Suite = importlib.import_module(f"reproduce.papers.{name}").SUITE
+    published = importlib.import_module(f"reproduce.papers.{name}.protocol")
+    return replace(
+        suite,
+        experiments=(*suite.experiments, published.PROTOCOL),
+        claims=(*suite.claims, *published.CLAIMS),
+    )

@@ -5,8 +5,8 @@ import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from reproduce.claims import TIERS, Suite, comparison_in_words
-from reproduce.judging import Outcome, Verdict
-from reproduce.plots import dot_plot, forest_plot
-from reproduce.records import agreement, load_record
+from reproduce.judging import Outcome, count_verdicts, judge_all
+from reproduce.plots import dot_plot, forest_plot, history_plot
+from reproduce.records import Record, agreement, load_history, load_record, measurements_of
 from reproduce.registry import suites
 from reproduce.running import JSON, SeedResult
 from reproduce.timing import Timing
@@ -109,20 +109,27 @@ def machine() -> dict[str, str]:
     }
 
 
-def write_html(results: Path) -> Path:
+def write_html(results: Path, history: Path | None = None) -> Path:
     """Render everything under `results` into `report.html`.
 
+    Args:
+        results: what runs left; tiers that were not measured there are shown from the records.
+        history: records over time, `HISTORY/DATE/TIER/PACKAGE.json`: the newest are shown, and how each claim went.
+
     Raises:
-        UserError: nothing has been measured yet.
+        UserError: nothing has been measured yet, here or over time.
     """
-    tiers = [report for tier in TIERS if (report := load_tier(results, tier))]
+    measured = {tier: report for tier in TIERS if (report := load_tier(results, tier))}
     speed = load_speed(results)
-    if not tiers and not speed:
+    chosen = suites()
+    past = {(suite.package, tier): _records(suite.package, tier, history) for suite in chosen for tier in TIERS}
+    if not measured and not speed and not (history and any(past.values())):
         raise UserError(f"{results}: nothing measured yet; run `reproduce` first")
+    tiers = [each for tier in TIERS if (each := with_records(tier, measured.get(tier), chosen, past)).outcomes]
     environment = Environment(
         loader=PackageLoader("reproduce"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    papers = [view for suite in suites() if (view := _paper_view(results, suite, tiers))["tiers"]]
+    papers = [view for suite in chosen if (view := _paper_view(results, suite, tiers, past))["tiers"]]
     html = environment.get_template("report.html.j2").render(
         papers=papers,
         tiers=[each.tier for each in tiers],
@@ -134,15 +141,49 @@ def write_html(results: Path) -> Path:
     return results / "report.html"
 
 
-def count_verdicts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """How many claims hold, do not hold, and are open."""
-    held, failed = (
-        sum(each.verdict is verdict for each in outcomes) for verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD)
+Past = Mapping[tuple[str, str], Sequence[Record]]
+"""Package and tier to its records over time, oldest first."""
+
+
+def _records(package: str, tier: str, history: Path | None) -> list[Record]:
+    """The records over time; without a history, the one in the repository."""
+    if history is not None and (found := load_history(package, tier, history)):
+        return found
+    record = load_record(package, tier)
+    return [record] if record else []
+
+
+def with_records(tier: str, report: TierReport | None, chosen: Sequence[Suite], past: Past) -> TierReport:
+    """A tier as it was measured here, and the newest records of the packages that were not measured here.
+
+    The smoke tier takes seconds and is always measured: its records are not shown.
+
+    Args:
+        tier: which tier.
+        report: what was measured; None when nothing was.
+        chosen: the packages to show.
+        past: their records.
+    """
+    report = report or TierReport(tier, {}, (), ())
+    here = {each.claim.package for each in report.outcomes}
+    absent = [each for each in chosen if each.package not in here and tier != "smoke"]
+    found = [(suite, past[suite.package, tier][-1]) for suite in absent if past[suite.package, tier]]
+    if not found:
+        return report
+    families = {suite.package: measurements_of(record, suite) for suite, record in found}
+    seeds = [
+        SeedResult(record.package, each.experiment, tier, each.seed, "", each.seconds, each.measurement, ())
+        for _, record in found
+        for each in record.seeds
+    ]
+    return replace(
+        report,
+        outcomes=tuple(judge_all(tier, families, report.outcomes)),
+        measured=(*report.measured, *seeds),
     )
-    return {"hold": held, "do not hold": failed, "open": len(outcomes) - held - failed}
 
 
-def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport]) -> dict[str, Any]:
+def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport], past: Past) -> dict[str, Any]:
     """What the report says of one paper: what it claims, how to run it again, and each tier that was measured."""
     views = []
     for report in tiers:
@@ -151,7 +192,8 @@ def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport]) -> dic
             continue
         order = {claim.id: number for number, claim in enumerate(suite.claims)}
         outcomes.sort(key=lambda each: order.get(each.claim.id, len(order)))
-        record = load_record(suite.package, report.tier)
+        records = past[suite.package, report.tier]
+        record = records[-1] if records else None
         seeds = [each for each in report.measured if each.package == suite.package]
         views.append(
             {
@@ -159,8 +201,14 @@ def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport]) -> dic
                 "counts": count_verdicts(outcomes),
                 "seconds": sum(each.seconds for each in seeds),
                 "record": record,
+                "from_record": all(not each.fingerprint for each in seeds),
                 "rows": [
-                    {"outcome": each, "said": _said(suite, each), "agreement": agreement(each, record).value}
+                    {
+                        "outcome": each,
+                        "said": _said(suite, each),
+                        "agreement": agreement(each, record).value,
+                        "history": history_plot(_course(records, each.claim.id)),
+                    }
                     for each in outcomes
                 ],
                 "experiments": [
@@ -172,6 +220,11 @@ def _paper_view(results: Path, suite: Suite, tiers: Sequence[TierReport]) -> dic
             }
         )
     return {"package": suite.package, "idea": suite.idea, "tiers": views}
+
+
+def _course(records: Sequence[Record], claim_id: str) -> list[tuple[str, float]]:
+    """Date and effect of a claim in each record that has it."""
+    return [(each.date, found.effect) for each in records if (found := each.claim(claim_id))]
 
 
 def _said(suite: Suite, outcome: Outcome) -> str:
