@@ -78,7 +78,11 @@ def test_no_checkout_leaves_its_token_behind() -> None:
 def test_a_workflow_may_read_and_only_publishing_may_do_more() -> None:
     assert all(flow["permissions"] == {"contents": "read"} for flow in FLOWS.values())
     extra = {(flow, name): job["permissions"] for flow, name, job in JOBS if "permissions" in job}
-    assert extra == {("release", "publish"): {"id-token": "write"}}
+    assert extra == {
+        ("release", "publish"): {"id-token": "write"},
+        ("reproduce", "records"): {"contents": "write"},
+        ("reproduce", "publish"): {"pages": "write", "id-token": "write"},
+    }
 
 
 def test_only_runs_of_pull_requests_are_cancelled() -> None:
@@ -166,8 +170,9 @@ def test_the_matrix_is_the_packages(root: Path, tmp_path: Path) -> None:
     name, _, value = (tmp_path / "output").read_text().strip().partition("=")
     assert name == "names"
     assert json.loads(value) == packages(root)
-    for job in ("test", "lowest", "pip"):
-        matrix = FLOWS["ci"]["jobs"][job]["strategy"]["matrix"]
+    assert step_of("reproduce", "packages", "list") == step_of("ci", "packages", "list")
+    for flow, job in (("ci", "test"), ("ci", "lowest"), ("ci", "pip"), ("reproduce", "reproduce")):
+        matrix = FLOWS[flow]["jobs"][job]["strategy"]["matrix"]
         assert matrix["package"] == "${{ fromJSON(needs.packages.outputs.names) }}"
 
 
@@ -207,6 +212,34 @@ def test_a_regression_stops_nothing_and_the_night_ends_red() -> None:
         after = steps_of_job[first + 1 :]
         assert after
         assert all(step.get("if") in GOES_ON for step in after), flow
+
+
+def test_records_of_each_night_are_added_to_their_branch(tmp_path: Path) -> None:
+    script = step_of("reproduce", "records", "Put this night's records on the branch `records`")
+    origin = tmp_path / "origin.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(origin)], check=True)
+    for night in ("2026-01-01", "2026-01-02"):
+        runner = tmp_path / night
+        for package in ("fairfd", "tadsr"):
+            for tier in ("smoke", "small"):
+                folder = runner / "artifacts" / f"results-{package}" / "records" / tier
+                folder.mkdir(parents=True)
+                (folder / f"{package}.json").write_text(night)
+        path = stub(tmp_path / "bin", "date", f"echo {night}")
+        done = shell(script, runner, PATH=path, REMOTE=origin)
+        assert done.returncode == 0, done.stderr
+    listed = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "records"], cwd=origin, check=True, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == [
+        f"{night}/{tier}/{package}.json"
+        for night in ("2026-01-01", "2026-01-02")
+        for tier in ("small", "smoke")
+        for package in ("fairfd", "tadsr")
+    ]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    assert shell(script, broken, PATH=path, REMOTE=tmp_path / "nowhere.git").returncode != 0
 
 
 @pytest.mark.parametrize(
