@@ -125,7 +125,14 @@ def write_html(results: Path, history: Path | None = None) -> Path:
     past = {(suite.package, tier): _records(suite.package, tier, history) for suite in chosen for tier in TIERS}
     if not measured and not speed and not (history and any(past.values())):
         raise UserError(f"{results}: nothing measured yet; run `reproduce` first")
-    tiers = [each for tier in TIERS if (each := with_records(tier, measured.get(tier), chosen, past)).outcomes]
+    # The smoke tier takes seconds: what it gave earlier is of interest over time only.
+    full = {
+        tier: measured.get(tier)
+        if tier == "smoke" and not history
+        else with_records(tier, measured.get(tier), chosen, past)
+        for tier in TIERS
+    }
+    tiers = [each for each in full.values() if each and each.outcomes]
     environment = Environment(
         loader=PackageLoader("reproduce"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -136,6 +143,7 @@ def write_html(results: Path, history: Path | None = None) -> Path:
         timings=speed.timings if speed else (),
         machine=machine(),
         number=_number,
+        chance=_chance,
     )
     write_text(results / "report.html", html)
     return results / "report.html"
@@ -156,8 +164,6 @@ def _records(package: str, tier: str, history: Path | None) -> list[Record]:
 def with_records(tier: str, report: TierReport | None, chosen: Sequence[Suite], past: Past) -> TierReport:
     """A tier as it was measured here, and the newest records of the packages that were not measured here.
 
-    The smoke tier takes seconds and is always measured: its records are not shown.
-
     Args:
         tier: which tier.
         report: what was measured; None when nothing was.
@@ -166,7 +172,7 @@ def with_records(tier: str, report: TierReport | None, chosen: Sequence[Suite], 
     """
     report = report or TierReport(tier, {}, (), ())
     here = {each.claim.package for each in report.outcomes}
-    absent = [each for each in chosen if each.package not in here and tier != "smoke"]
+    absent = [each for each in chosen if each.package not in here]
     found = [(suite, past[suite.package, tier][-1]) for suite in absent if past[suite.package, tier]]
     if not found:
         return report
@@ -284,3 +290,8 @@ def _data_uri(path: Path) -> str:
 def _number(value: float) -> str:
     """Four significant digits, without an exponent where a person would not write one."""
     return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.2e}"
+
+
+def _chance(name: str, value: float) -> str:
+    """A p or q: three decimals, and never an impossible zero."""
+    return f"{name} {value:.3f}" if value >= 0.001 else f"{name} < .001"
