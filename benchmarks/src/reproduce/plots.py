@@ -1,7 +1,7 @@
 """Plots as inline SVG: dots and intervals of arms, and effects with theirs (a forest plot)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -10,7 +10,7 @@ from reproduce.judging import Outcome
 from reproduce.statistics import student_interval
 
 
-def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 640) -> str:
+def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 760) -> str:
     """Each arm's values over the seeds on a common axis.
 
     Args:
@@ -25,7 +25,7 @@ def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 64
     if not finite:
         return ""
     ticks = axis_ticks(min(finite), max(finite))
-    left, row_height, top = 170, 26, 8
+    left, row_height, top = _room_for(values), 26, 8
     height = top + row_height * len(values) + 40
     span = (ticks[-1] - ticks[0]) or 1.0
 
@@ -49,14 +49,13 @@ def dot_plot(values: Mapping[str, Sequence[float]], metric: str, width: int = 64
             for value in row
             if math.isfinite(value)
         )
-    middle = left + (width - left - 24) / 2
     parts.append(
-        f'<text class="axis" x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(metric)}</text></svg>'
+        f'<text class="axis" x="{width / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(metric)}</text></svg>'
     )
     return "".join(parts)
 
 
-def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 640) -> str:
+def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 760) -> str:
     """The effects of claims on one metric with their intervals by sign flips, around the line of no difference.
 
     Args:
@@ -72,7 +71,7 @@ def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 640) -> s
         return ""
     ends = [0.0, *(each.effect for each in rows), *(end for each in rows if each.interval for end in each.interval)]
     ticks = axis_ticks(min(ends), max(ends))
-    left, row_height, top = 250, 26, 8
+    left, row_height, top = _room_for(each.claim.name for each in rows), 26, 8
     span = ticks[-1] - ticks[0]
     bottom = top + row_height * len(rows)
 
@@ -98,9 +97,14 @@ def forest_plot(outcomes: Sequence[Outcome], metric: str, width: int = 640) -> s
             f'<circle class="effect {kind}" cx="{x(each.effect):.1f}" cy="{y:.1f}" r="5"><title>{each.effect:.4g}</title></circle>'
         )
     parts.append(
-        f'<text class="axis" x="{left + (width - left - 24) / 2:.0f}" y="{bottom + 34}" text-anchor="middle">difference in {escape(metric)}</text></svg>'
+        f'<text class="axis" x="{width / 2:.0f}" y="{bottom + 34}" text-anchor="middle">difference in {escape(metric)}</text></svg>'
     )
     return "".join(parts)
+
+
+def _room_for(names: Iterable[str]) -> int:
+    """Pixels that the longest name takes left of the axis, at 12 pixels' height; at most half of a figure."""
+    return min(380, 24 + round(6.6 * max(map(len, names))))
 
 
 def history_plot(points: Sequence[tuple[str, float]], width: int = 160, height: int = 36) -> str:
