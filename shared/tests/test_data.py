@@ -5,8 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tenfold.data import PairedFolder, PictureFolder, class_folder, embedded_pictures, pair_files, torchvision_set
+from tenfold.data import (
+    PairedFolder,
+    PictureFolder,
+    class_folder,
+    embedded_pictures,
+    held_out,
+    pair_files,
+    torchvision_set,
+)
 from tenfold.errors import UserError
 from tenfold.images import read_image, write_image
 
@@ -71,3 +80,43 @@ def test_torchvision_sets_are_read_from_disk_only(tmp_path: Path) -> None:
         torchvision_set("SVHN", tmp_path, train=False)
     with pytest.raises(UserError, match="no such set"):
         torchvision_set("imaginary", tmp_path, train=True)
+
+
+def test_class_folders_hold_every_format_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for suffix in (".gif", ".PNG", ".webp", ".avif"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "cat" / f"a{suffix}")
+    (tmp_path / "cat" / "notes.txt").touch()
+    (tmp_path / "cat" / "._a.png").touch()
+    assert [Path(path).suffix for path, _ in class_folder(tmp_path).samples] == [".PNG", ".avif", ".gif", ".webp"]
+
+
+NAMES = [f"{label}/{number}.png" for label in ("cat", "dog", "owl") for number in range(400)]
+CLASSES = [name.split("/")[0] for name in NAMES]
+
+
+def test_pictures_are_kept_for_testing_by_their_names_alone() -> None:
+    held = held_out(CLASSES, NAMES, 0.2)
+    assert 0.15 < held.mean() < 0.25
+    order = np.random.default_rng(0).permutation(len(NAMES))[:700]
+    fewer = held_out([CLASSES[i] for i in order], [NAMES[i] for i in order], 0.2)
+    assert np.array_equal(fewer, held[order])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_no_class_is_left_without_a_picture_on_either_side(share: float) -> None:
+    labels = ["a", "a", "b", "b", "b"]
+    held = held_out(labels, ["1", "2", "3", "4", "5"], share)
+    for each in ("a", "b"):
+        mine = held[np.array(labels) == each]
+        assert mine.any()
+        assert not mine.all()
+    # Taking a picture away moves no other, as long as both sides keep one.
+    third = next(i for i in (2, 3, 4) if held[i] == (share > 0.5))
+    rest = [i for i in range(5) if i != third]
+    assert held_out([labels[i] for i in rest], [str(i + 1) for i in rest], share).tolist() == held[rest].tolist()
+
+
+def test_a_class_of_one_picture_cannot_be_parted() -> None:
+    with pytest.raises(UserError, match="class b: 1 picture"):
+        held_out(["a", "a", "b"], ["1", "2", "3"], 0.5)

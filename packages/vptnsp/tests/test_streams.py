@@ -9,7 +9,7 @@ from PIL import Image
 
 from tenfold import UserError
 from vptnsp.config import TrainConfig
-from vptnsp.data.datasets import keep_most_frequent, read_folder, read_list, stratified_split
+from vptnsp.data.datasets import keep_most_frequent, read_folder, read_list, split_by_name, stratified_split
 from vptnsp.data.synthetic import draw_classes, render_glyphs, shift_domain
 from vptnsp.data.tasks import open_pictures, open_stream, read_task_file, training_loader
 from vptnsp.data.transforms import evaluation_transform, training_transform
@@ -72,7 +72,24 @@ def test_lists_go_together_and_parts_must_hold_the_same_classes(tmp_path):
         open_pictures(TrainConfig(dataset="folder", root=tmp_path, train_list=tmp_path / "x"))
 
 
-def test_the_split_is_stratified_and_by_seed(tmp_path):
+def test_a_folder_is_parted_by_names_so_that_no_picture_changes_sides(tmp_path):
+    def sides():
+        parts = split_by_name(read_folder(tmp_path), tmp_path)
+        return [{str(part.read.read.paths[i].relative_to(tmp_path)) for i in part.indices} for part in parts]
+
+    make_folder(tmp_path, ("a", "b"), 20)
+    train, test = sides()
+    assert len(train | test) == 40
+    for taken in (sorted(train)[0], sorted(test)[-1]):
+        (tmp_path / taken).unlink()
+        assert sides() == [train - {taken}, test - {taken}]
+        train, test = sides()
+    opened = open_pictures(TrainConfig(dataset="folder", root=tmp_path))
+    assert [len(each.targets) for each in opened[:2]] == [len(train), len(test)]
+    assert "by the names of the files" in opened[2]
+
+
+def test_arrays_are_parted_by_class_and_seed(tmp_path):
     pictures = read_folder(make_folder(tmp_path, ("a", "b")))
     train, test = stratified_split(pictures, 1)
     again, _ = stratified_split(pictures, 1)

@@ -1,19 +1,21 @@
 """Pictures and sets to learn from: embedded ones, folders, pairs of folders, torchvision's."""
 
+import hashlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tenfold.errors import UserError
-from tenfold.images import list_images, read_image
+from tenfold.images import IMAGE_SUFFIXES, list_images, read_image
 
 _EMBEDDED = {
     "skimage/data": (
@@ -123,7 +125,7 @@ class PairedFolder(Dataset):
 
 
 def class_folder(root: str | os.PathLike[str], transform: Callable[[Tensor], Any] | None = None) -> Any:
-    """A `torchvision.datasets.ImageFolder` (one folder per class) that reads with `tenfold.images`.
+    """A `torchvision.datasets.ImageFolder` (one folder per class) that reads with `tenfold.images`, every format that it reads.
 
     Raises:
         UserError: no such folder, or no class folder with pictures in it.
@@ -133,11 +135,47 @@ def class_folder(root: str | os.PathLike[str], transform: Callable[[Tensor], Any
     if not Path(root).is_dir():
         raise UserError(f"{root}: no such folder")
     try:
-        return ImageFolder(str(root), transform=transform, loader=to_tensor)
+        return ImageFolder(str(root), transform=transform, loader=to_tensor, is_valid_file=_is_picture)
     except FileNotFoundError as error:
         raise UserError(
             f"{root}: expected one folder per class with pictures in each ({str(error).splitlines()[0]})"
         ) from None
+
+
+def _is_picture(path: str) -> bool:
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).name.startswith(".")
+
+
+def held_out(classes: Sequence[str], names: Sequence[str], share: float) -> Bool[np.ndarray, " n"]:
+    """Which pictures are kept for testing, each decided by its own name: the same on every machine, whatever else is in the folder.
+
+    A picture that is added or taken away moves no other one across, but for a class that would be left without a picture on one
+    side: there the picture nearest to the other side moves.
+
+    Args:
+        classes: of each picture.
+        names: of each picture, such as its path below the folder; equal ones fall on the same side.
+        share: of the pictures that are kept, about; in (0, 1).
+
+    Raises:
+        UserError: a class with a single picture.
+    """
+    labels, keys = np.asarray(classes), np.array([_fraction(name) for name in names])
+    held = keys < share
+    for each in dict.fromkeys(classes):
+        mine = np.flatnonzero(labels == each)
+        if len(np.unique(keys[mine])) < 2:
+            raise UserError(f"class {each}: {len(mine)} picture; at least two are needed to keep one for testing")
+        if not held[mine].any():
+            held[mine] = keys[mine] == keys[mine].min()
+        if held[mine].all():
+            held[mine] = keys[mine] < keys[mine].max()
+    return held
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that the name alone decides."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
 
 
 def torchvision_set(

@@ -20,7 +20,7 @@ from cskopt.config import TrainConfig
 from cskopt.data.synthetic import shape_pictures
 from tenfold import UserError
 from tenfold.archives import open_zip
-from tenfold.data import class_folder, torchvision_set
+from tenfold.data import class_folder, held_out, torchvision_set
 from tenfold.images import read_image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -210,8 +210,8 @@ def load_corpus(data: str, image_size: int, seed: int = 0, root: Path = Path("da
 
     Args:
         data: `shapes` (generated), `digits` (scikit-learn's), `cifar100`, `cifar10` (torchvision's files below `root`), a
-            folder with train/ and test/ (or val/) of one folder per class, a folder of class folders (every fifth picture
-            becomes a test picture), or a zip of train/CLASS/ and test/CLASS/.
+            folder with train/ and test/ (or val/) of one folder per class, a folder of class folders (about a fifth of
+            the pictures is held out, each by its own name), or a zip of train/CLASS/ and test/CLASS/.
         image_size: side that pictures are resized to.
         seed: of generated data.
         root: where torchvision's files are.
@@ -285,13 +285,10 @@ def _folder_corpus(root: Path, image_size: int) -> Corpus:
         parts = [Pictures.of_files(each.samples, image_size) for each in (train, test)]
         return Corpus(root.name, tuple(train.classes), *parts, *IMAGENET)
     found = class_folder(root)
-    held = [sample for i, sample in enumerate(found.samples) if i % 5 == 0]
-    kept = [sample for i, sample in enumerate(found.samples) if i % 5]
-    if {label for _, label in kept} != set(range(len(found.classes))) or not held:
-        raise UserError(f"{root}: too few pictures in a class to hold a fifth out; give train/ and test/")
-    return Corpus(
-        root.name, tuple(found.classes), *(Pictures.of_files(each, image_size) for each in (kept, held)), *IMAGENET
-    )
+    names = [Path(path).relative_to(root).as_posix() for path, _ in found.samples]
+    is_held = held_out([found.classes[label] for _, label in found.samples], names, 0.2)
+    parts = [[sample for sample, held in zip(found.samples, is_held, strict=True) if held == side] for side in (0, 1)]
+    return Corpus(root.name, tuple(found.classes), *(Pictures.of_files(each, image_size) for each in parts), *IMAGENET)
 
 
 def read_square(path: str, side: int) -> UInt8[Tensor, "1 3 h w"]:

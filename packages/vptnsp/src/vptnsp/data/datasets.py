@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tenfold import UserError
-from tenfold.data import class_folder, to_tensor, torchvision_set
+from tenfold.data import class_folder, held_out, to_tensor, torchvision_set
 from tenfold.reading import read_text
 
 
@@ -140,6 +140,20 @@ def read_digits() -> LabelledPictures:
     return from_tensors(
         large.clamp(0, 1).expand(-1, 3, -1, -1), torch.from_numpy(found.target), tuple(map(str, range(10)))
     )
+
+
+def split_by_name(
+    pictures: LabelledPictures, root: Path, share: float = 0.8
+) -> tuple[LabelledPictures, LabelledPictures]:
+    """Part the pictures of a folder, each by its own path below `root`: none changes sides when others come or go.
+
+    Raises:
+        UserError: a class with a single picture.
+    """
+    assert isinstance(pictures.read, FromFiles)
+    names = [path.relative_to(root).as_posix() for path in pictures.read.paths]
+    held = held_out([pictures.class_names[label] for label in pictures.targets], names, 1 - share)
+    return pictures.subset(np.flatnonzero(~held)), pictures.subset(np.flatnonzero(held))
 
 
 def stratified_split(

@@ -20,6 +20,7 @@ from vptnsp.data.datasets import (
     read_folder,
     read_lines,
     read_list,
+    split_by_name,
     stratified_split,
 )
 from vptnsp.data.synthetic import draw_classes, render_glyphs, shift_domain
@@ -151,8 +152,8 @@ def _folder_pictures(config: TrainConfig, root: Path) -> tuple[LabelledPictures,
             raise UserError(f"{root}: has train/ but neither val/ nor test/")
         train, test, source = read_folder(root / "train"), read_folder(root / part), f"{root}, train and {part}"
     else:
-        train, test = stratified_split(read_folder(root), config.seed)
-        source = f"{root}, split 80/20 by seed {config.seed}"
+        train, test = split_by_name(read_folder(root), root)
+        source = f"{root}, split about 80/20 by the names of the files"
     if train.class_names != test.class_names:
         lonely = sorted(set(train.class_names) ^ set(test.class_names))
         raise UserError(f"{root}: classes {', '.join(lonely[:5])} are not in both training and test pictures")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tenfold import UserError
 from tenfold.files import atomic_folder, write_text
-from vptnsp.data.datasets import FromFiles, LabelledPictures, read_folder, stratified_split
+from vptnsp.data.datasets import FromFiles, LabelledPictures, read_folder, split_by_name
 from vptnsp.data.tasks import class_order
 
 
@@ -24,7 +24,7 @@ def write_split(folder: Path, out: Path, tasks: int, seed: int) -> list[list[str
     if any("\t" in name for task in order for name in task):
         raise UserError(f"{folder}: a class folder has a tab in its name")
     everything = pictures.read.paths
-    parts = stratified_split(pictures, seed)
+    parts = split_by_name(pictures, folder)
     with atomic_folder(out) as temporary:
         _write_parts(temporary, folder, everything, parts)
         write_text(temporary / "tasks.tsv", "".join("\t".join(task) + "\n" for task in order))
