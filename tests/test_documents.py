@@ -1,8 +1,11 @@
 """Documents say what is true."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def commands(text: str) -> list[str]:
@@ -41,3 +44,36 @@ def test_links_between_documents_lead_somewhere(root: Path) -> None:
     ]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_citation_names_the_paper_of_every_package(root: Path) -> None:
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())
+    papers = {each["notes"].removeprefix("package "): each for each in cited["references"]}
+    assert set(papers) == {path.parent.name for path in root.glob("packages/*/pyproject.toml")}
+    for name, paper in papers.items():
+        entry = (root / "packages" / name / "README.md").read_text().split("## Citation")[1]
+        plain = re.sub(r"[{}]", "", entry)
+        assert paper["title"] in plain, name
+        assert str(paper["year"]) in plain, name
+        assert " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"]) in plain, (
+            name
+        )
+
+
+def test_what_runs_before_a_commit_is_what_ci_runs(root: Path) -> None:
+    (local,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [shlex.split(each["entry"]) for each in local["hooks"]]
+    assert all(words[:3] == ["uv", "run", "--locked"] for words in entries)
+    script = (root / ".ci/run").read_text()
+    for words in entries:
+        if words[3] != "reproduce":  # its tables are compared by a test
+            assert " ".join(words[:5]) in script
+
+
+def test_forms_of_issues_are_forms(root: Path) -> None:
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in root.glob(".github/ISSUE_TEMPLATE/*.yml")}
+    assert forms.pop("config") == {"blank_issues_enabled": True}
+    for form in forms.values():
+        assert {"name", "description", "body"} <= set(form)
+        assert any(each.get("validations", {}).get("required") for each in form["body"])
+        assert len({each["id"] for each in form["body"]}) == len(form["body"])
