@@ -200,3 +200,18 @@ def test_comparisons_are_said_in_words() -> None:
     said = comparison_in_words(higher("score", "ours", than="rival", by=2), experiment)
     assert said == "our method: the score higher than the rival by more than 2"
     assert comparison_in_words(at_most("score", "ours", 3), experiment) == "our method: the score at most 3"
+
+
+def test_seeds_that_are_needed_grow_with_the_family() -> None:
+    # However clear an effect is, five seeds have 32 signs: no p is below 1/32, which is too much for two independent claims.
+    clear = [{"ours": {"auc": 0.9 + seed / 1000}, "rival": {"auc": 0.5}} for seed in range(5)]
+    unclear = [{"ours": {"auc": value}, "rival": {"auc": 0.5}} for value in (0.4, 0.6, 0.45, 0.62, 0.5)]
+    claims = [
+        claim(f"fairfd/claim-{number}", "Ours wins.", higher("auc", "ours", than="rival"), experiment="x", source="§1")
+        for number in range(20)
+    ]
+    alone = judge("small", {claims[0]: clear})[0]
+    assert (alone.verdict, alone.needed) == (Verdict.HOLDS, None)
+    family = judge("small", {claims[0]: [*clear[:4], unclear[0]], **dict.fromkeys(claims[1:], unclear)})
+    assert family[0].verdict is Verdict.INCONCLUSIVE
+    assert family[0].needed == 9  # 2^9 > 20 / .05

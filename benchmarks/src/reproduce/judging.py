@@ -68,8 +68,8 @@ class Outcome:
         interval: 90 % interval of the difference, by sign flips: each end bounds it with 95 % confidence.
         student: 90 % Student-t interval of the mean difference, for comparison.
         d_z: mean over standard deviation of the differences, small-sample bias removed.
-        needed: where inconclusive: the seeds that would show, with a chance of 80 %, an effect as large as the measured one;
-            None where as many were measured, and the correction for the family is what stands in the way.
+        needed: where inconclusive: the seeds that would show, with a chance of 80 %, an effect as large as the measured one
+            in a family of so many claims; None where as many were measured.
     """
 
     claim: Claim
@@ -114,7 +114,11 @@ def judge(tier: str, measured: Mapping[Claim, Sequence[Measurement]]) -> list[Ou
     in_favour = _family(tested, +1)
     against = _family(tested, -1)
     decided = iter(zip(in_favour, against, strict=True))
-    return [_tested_outcome(each, *next(decided)) if _is_tested(each) else _exact_outcome(each) for each in outcomes]
+    boundaries = sum(2 if each.claim.comparison.relation == "same" else 1 for each in tested)
+    return [
+        _tested_outcome(each, *next(decided), boundaries) if _is_tested(each) else _exact_outcome(each)
+        for each in outcomes
+    ]
 
 
 def judge_all(
@@ -171,7 +175,7 @@ def _family(outcomes: Sequence[Outcome], sign: int) -> list[float]:
     return [combine([next(adjusted) for _ in sides_]) for sides_ in members]
 
 
-def _tested_outcome(outcome: Outcome, p_family: float, p_against: float) -> Outcome:
+def _tested_outcome(outcome: Outcome, p_family: float, p_against: float, boundaries: int) -> Outcome:
     found, claimed = outcome.differences, sides(outcome.claim.comparison, outcome.differences)
     verdict = (
         Verdict.HOLDS if p_family <= LEVEL else Verdict.DOES_NOT_HOLD if p_against <= LEVEL else Verdict.INCONCLUSIVE
@@ -189,14 +193,20 @@ def _tested_outcome(outcome: Outcome, p_family: float, p_against: float) -> Outc
         interval=flip_interval(found),
         student=student_interval(found),
         d_z=effect_size(found),
-        needed=_more_seeds(sizes, outcome.seeds) if verdict is Verdict.INCONCLUSIVE else None,
+        needed=_more_seeds(sizes, outcome.seeds, boundaries) if verdict is Verdict.INCONCLUSIVE else None,
     )
 
 
-def _more_seeds(sizes: Sequence[float], seeds: int) -> int | None:
-    """How many seeds would show an effect of the size nearest to its boundary; None where that many were measured."""
+def _more_seeds(sizes: Sequence[float], seeds: int, boundaries: int) -> int | None:
+    """How many seeds would show an effect of the size nearest to its boundary; None where that many were measured.
+
+    However large an effect is, n seeds have 2^n equally likely signs, so no p is below 2^-n: a family of so many tests needs log2(tests / level).
+    """
     needed = seeds_needed(min(sizes, key=abs)) if sizes else None
-    return needed if needed is not None and needed > seeds else None
+    if needed is None:
+        return None
+    needed = max(needed, math.ceil(math.log2(boundaries / LEVEL)))
+    return needed if needed > seeds else None
 
 
 def _exact_outcome(outcome: Outcome) -> Outcome:
