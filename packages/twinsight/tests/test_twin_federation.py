@@ -1,10 +1,7 @@
 """Partitions, rounds, resuming, and the Flower apps."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +19,11 @@ from twinsight.config import FederationConfig, from_run_config
 from twinsight.data.datasets import Pictures, load
 from twinsight.data.partition import client_data, draw_partition, partition_of
 from twinsight.evaluation.inference import accuracy
-from twinsight.models import TwinModel, build_model
 from twinsight.pipeline.simulation import simulate
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
-from twinsight.training.local_training import local_round
 from twinsight.training.loop import load_model, rounds_to
-from twinsight.training.strategy import TwinStrategy, weighted_average
+from twinsight.training.strategy import TwinStrategy
 
 TINY = load_preset("twinsight", "tiny", FederationConfig, "simulate", rounds=3, clients_per_round=3)
 
@@ -124,29 +119,6 @@ def test_a_run_leaves_its_configuration_log_result_and_model(finished: Path) -> 
     assert torch.allclose(model.predict(load(TINY)[1].images[:4] / 255).sum(1), torch.ones(4))
 
 
-def test_resumed_is_uninterrupted(finished: Path, tmp_path: Path) -> None:
-    import twinsight.training.loop as federation
-
-    stopped = tmp_path / "stopped"
-    original, calls = federation.save_checkpoint, []
-
-    def stop_after_the_second(run: object, model: TwinModel, number: int) -> None:
-        original(run, model, number)  # ty: ignore[invalid-argument-type]
-        calls.append(number)
-        if number == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federation, "save_checkpoint", stop_after_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            simulate(stopped, TINY)
-    assert calls == [1, 2]
-    simulate(stopped, TINY, resume=True)
-    assert (stopped / "result.json").read_text() == (finished / "result.json").read_text()
-    assert (stopped / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
-    assert (stopped / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
-
-
 def test_a_finished_run_is_resumed_to_itself(finished: Path) -> None:
     again = simulate(finished, TINY, resume=True)
     assert again.result == json.loads((finished / "result.json").read_text())
@@ -164,25 +136,6 @@ def test_another_configuration_cannot_take_up_a_run(finished: Path, tmp_path: Pa
     (copy / "checkpoints/last.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="damaged"):
         simulate(copy, TINY, resume=True)
-
-
-def test_rounds_are_the_bare_loop(finished: Path) -> None:
-    """One client after the other, averaged by hand, without Flower: the same weights."""
-    model = build_model(TINY, 10, mean=(0.3,) * 3, std=(0.35,) * 3)
-    state = {name: each.clone() for name, each in model.state_dict().items()}
-    for number in range(1, 4):
-        chosen = sorted(np.random.default_rng([TINY.seed, 3, number]).choice(10, 3, replace=False))
-        states, weights = [], []
-        for client in chosen:
-            model.load_state_dict(state)
-            data = client_data(TINY, int(client))
-            local_round(model, data, TINY, number, int(client))
-            states.append({name: each.clone() for name, each in model.state_dict().items()})
-            weights.append(float(len(data)))
-        state = weighted_average(states, weights)
-    stored = load_model(finished).state_dict()
-    for name, each in state.items():
-        torch.testing.assert_close(stored[name], each, rtol=0, atol=1e-6)
 
 
 def test_one_network_resumes_although_its_encoder_has_two_names(tmp_path: Path) -> None:
@@ -350,30 +303,3 @@ def test_torchvision_layouts_are_read(tmp_path: Path) -> None:
 
 def test_empty_pictures_have_a_length() -> None:
     assert len(Pictures(torch.empty(0, 3, 8, 8, dtype=torch.uint8), torch.empty(0).long(), ())) == 0
-
-
-@pytest.mark.skipif("TENFOLD_RAY" not in os.environ, reason="starting Ray takes a minute; set TENFOLD_RAY=1")
-def test_flowers_own_simulation_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tenfold.config import load_preset;"
-        "from twinsight import FederationConfig, simulate;"
-        "import torch; torch.set_num_threads(1);"
-        "c = load_preset('twinsight', 'tiny', FederationConfig, 'simulate', rounds=3, clients_per_round=3);"
-        "simulate(Path(sys.argv[1]), c, backend='ray')"
-    )
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "ray")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    here, there = load_model(finished).state_dict(), load_model(tmp_path / "ray").state_dict()
-    for name, each in here.items():
-        torch.testing.assert_close(there[name], each, rtol=0, atol=1e-6)

@@ -22,7 +22,7 @@ from twinsight.method.losses import (
 )
 from twinsight.method.pseudo_labels import FreeMatchThreshold
 from twinsight.models import TwinModel, build_encoder, build_model
-from twinsight.training.local_training import batches, endless, local_round, round_weights
+from twinsight.training.local_training import batches, local_round, round_weights
 from twinsight.training.strategy import weighted_average
 
 CONFIG = FederationConfig(encoder="small", batch_size=8, learning_rate=0.05, precision="float32", rounds=10)
@@ -235,18 +235,12 @@ def test_the_average_of_equal_states_is_that_state_and_weights_count() -> None:
         weighted_average([state], [0.0])
 
 
-@given(st.integers(2, 40), st.integers(2, 9), st.integers(0, 99))
-def test_batches_cover_all_but_a_last_one_of_one(count: int, size: int, seed: int) -> None:
-    chunks = list(batches(count, size, torch.Generator().manual_seed(seed)))
-    seen = torch.cat(chunks).tolist()
-    assert len(set(seen)) == len(seen) == count - (count % size == 1)
-    assert min(map(len, chunks)) > 1
-
-
-def test_endless_batches_are_full() -> None:
-    stream = endless(5, 3, torch.Generator().manual_seed(0))
-    assert [len(next(stream)) for _ in range(4)] == [3, 3, 3, 3]
-    assert len(next(endless(2, 3, torch.Generator()))) == 2
+@given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 99))
+def test_batches_cover_all_and_the_last_may_be_short(count: int, size: int, seed: int) -> None:
+    chunks = batches(count, size, torch.Generator().manual_seed(seed))
+    assert sorted(torch.cat(chunks).tolist()) == list(range(count))
+    assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    assert batches(0, size, torch.Generator()) == []
 
 
 def test_views_keep_shape_and_follow_their_generator() -> None:

@@ -101,6 +101,7 @@ class FederationConfig:
         learning_rate: Of SGD.
         momentum: Of SGD.
         weight_decay: Of SGD.
+        momentum_across_rounds: Each client keeps its SGD's momentum between its rounds, as the official code does by making the optimizer once; off, it starts from zero in every round.
         method: See `twinsight methods`.
         encoder: resnet18 (the paper's) or small.
         objective: Of the unsupervised twin.
@@ -149,6 +150,7 @@ class FederationConfig:
     learning_rate: Positive = 0.01
     momentum: Share = 0.9
     weight_decay: NonNegative = 1e-4
+    momentum_across_rounds: bool = True
     method: MethodName = "twin-sight"
     encoder: Literal["resnet18", "small"] = "resnet18"
     objective: Literal["simclr", "simsiam", "byol"] = "simclr"
@@ -185,6 +187,11 @@ class FederationConfig:
         if METHODS[self.method].pool == "all" or self.setting == "partial-data":
             return self.clients_per_round
         return self.labelled_per_round or -(-self.labelled // 2)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client has anything to keep between its rounds."""
+        return self.momentum_across_rounds or self.setting == "partial-data"
 
     @property
     def pseudo_weight(self) -> float:
@@ -233,8 +240,8 @@ class FederationConfig:
         _ = self.safeguards  # checks its own values
 
 
-SERVER_KEYS = frozenset({"out", "resume", "patience"})
-"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the server app reads it."""
+APP_KEYS = frozenset({"out", "resume", "patience", "state-dir"})
+"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the apps read it."""
 
 
 def from_run_config(values: dict[str, Any]) -> FederationConfig:
@@ -245,7 +252,7 @@ def from_run_config(values: dict[str, Any]) -> FederationConfig:
     """
     from tenfold.config import preset_values
 
-    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in SERVER_KEYS}
+    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in APP_KEYS}
     preset = str(chosen.pop("preset", "small"))
     if isinstance(chosen.get("labelled_clients"), str):
         # Flower's values are scalars: a list is written with commas.
