@@ -195,6 +195,17 @@ def test_nobody_is_asked_to_evaluate() -> None:
     assert strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid) == []
 
 
+def test_what_must_be_said_beside_the_numbers() -> None:
+    paper = FederationConfig()
+    assert paper.notes == []
+    (note,) = replace(paper, normalisation="mean").notes
+    assert "1/62 of what it weighs" in note
+    assert replace(paper, normalisation="mean", method="twins-apart").notes == []
+    (note,) = replace(paper, objective="byol").notes
+    assert "not BYOL proper" in note
+    assert replace(paper, objective="byol", byol_target="ema").notes == []
+
+
 def test_rounds_to_a_target() -> None:
     assert rounds_to([10.0, 30.0, 20.0, 40.0], 30.0) == 2
     assert rounds_to([10.0], 30.0) is None

@@ -95,8 +95,10 @@ def measure_exactness(_seed: int, _tier: str, _place: Path) -> Measurement:
     state = {"weight": torch.randn(64, 64, generator=generator), "steps": torch.tensor(7)}
     mean = weighted_average([state] * 5, [3, 1, 4, 1, 5])
     return {
-        "same neighbourhoods": {"constraint": float(neighbourhood_preserving_loss(features @ turned * 3, features))},
-        "other neighbourhoods": {"constraint": float(neighbourhood_preserving_loss(features, other))},
+        "same neighbourhoods": {
+            "constraint": float(neighbourhood_preserving_loss(features @ turned * 3, features, "mean"))
+        },
+        "other neighbourhoods": {"constraint": float(neighbourhood_preserving_loss(features, other, "mean"))},
         "average of equal states": {
             "entries that differ": float(sum((mean[name] != state[name]).sum() for name in state))
         },
@@ -254,7 +256,7 @@ def _rounds() -> Calls:
 
     from tenfold.config import load_preset
     from twinsight.config import FederationConfig
-    from twinsight.data.datasets import DESCRIPTIONS
+    from twinsight.data.datasets import description
     from twinsight.models import build_model
     from twinsight.training.client_app import held_by, make_client_app
     from twinsight.training.local_grid import LocalGrid
@@ -262,8 +264,8 @@ def _rounds() -> Calls:
     from twinsight.training.strategy import TwinStrategy, weighted_average
 
     config = load_preset("twinsight", "small", FederationConfig, "simulate")
-    about = DESCRIPTIONS[config.data]
-    model = build_model(config, 10, mean=about.mean, std=about.std)
+    about = description(config)
+    model = build_model(config, 10, mean=about.mean, std=about.std, channels=about.channels)
     start = {name: each.clone() for name, each in model.state_dict().items()}
     grid = LocalGrid(make_client_app(config, torch.device("cpu")), config.clients)
     strategy = TwinStrategy(config, tuple("0123456789"))

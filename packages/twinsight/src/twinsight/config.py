@@ -108,16 +108,20 @@ class FederationConfig:
         temperature: Of SimCLR.
         instance_weight: Weight of the unsupervised objective.
         neighbourhood_weight: Weight of the neighbourhood-preserving constraint.
-        normalisation: mean over pairs, or what the official code divides by.
+        normalisation: What the constraint's sum over pairs is divided by. official: B XOR 2, as the official code has it; batches of two are passed over. mean: B x B, at a batch of 64 a 62nd of the official weight.
+        np_feature: What the constraint sees of SimSiam's twin. official: the projection. pooled: the pooled feature, as of the others.
+        byol_target: official: a frozen random network, another one at each client, which is not BYOL proper. ema: follows the online network.
         neighbourhood_warmup: Share of the rounds over which the constraint's weight rises from 0.
         pseudo_labels: For the supervised twin on clients without labels.
+        pseudo_label_direction: Which view teaches a twin on clients without labels. official: the strong one, as the official code has it. weak_to_strong: FixMatch's and FreeMatch's own.
         pseudo_label_weight: Weight of pseudo-labels; 0.5 in the partial-client and 5 in the partial-data setting when negative.
         threshold: FixMatch's.
         proximal_weight: FedProx's mu (without the usual half), where the method has it or the setting is partial-data.
         supervised_views: both: the classifier also sees the strong views, which changes its BatchNorm. weak: it does not.
-        strong_view: randaugment, geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
-        randaugment_operations: Operations a picture.
-        randaugment_magnitude: Out of 30.
+        views: official: those of the official code, with its normalisation (zero padding; SVHN enlarged and recoloured; FMNIST in one channel). tenfold: reflected borders, every set normalised, three channels. The same for digits.
+        strong_view: official (three operations at random strength, then Cutout), randaugment (torchvision's), geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
+        randaugment_operations: Operations a picture, of randaugment.
+        randaugment_magnitude: Out of 30, of randaugment.
         target: Accuracy in per cent whose first round is reported.
         seed: Of everything that is drawn.
         precision: auto (bf16 where the hardware has it) or float32.
@@ -157,14 +161,18 @@ class FederationConfig:
     temperature: Positive = 0.07
     instance_weight: NonNegative = 0.5
     neighbourhood_weight: NonNegative = 1.0
-    normalisation: Literal["mean", "official"] = "mean"
+    normalisation: Literal["mean", "official"] = "official"
+    np_feature: Literal["official", "pooled"] = "official"
+    byol_target: Literal["official", "ema"] = "official"
     neighbourhood_warmup: Share = 0.0
     pseudo_labels: Literal["off", "fixmatch", "freematch"] = "off"
+    pseudo_label_direction: Literal["official", "weak_to_strong"] = "official"
     pseudo_label_weight: float = -1.0
     threshold: Share = 0.95
     proximal_weight: NonNegative = 0.5
     supervised_views: Literal["both", "weak"] = "both"
-    strong_view: Literal["auto", "randaugment", "geometric", "weak"] = "auto"
+    views: Literal["official", "tenfold"] = "official"
+    strong_view: Literal["auto", "official", "randaugment", "geometric", "weak"] = "auto"
     randaugment_operations: Count = 3
     randaugment_magnitude: Size = 5
     target: NonNegative | None = None
@@ -192,6 +200,21 @@ class FederationConfig:
     def keeps_state(self) -> bool:
         """Whether a client has anything to keep between its rounds."""
         return self.momentum_across_rounds or self.setting == "partial-data"
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be said beside every number of this configuration."""
+        method, notes = METHODS[self.method], []
+        if method.constraint and self.normalisation == "mean":
+            weaker = self.batch_size * self.batch_size / (self.batch_size ^ 2) if self.batch_size != 2 else 1
+            notes.append(
+                f"--normalisation mean: at a batch of {self.batch_size} the constraint weighs 1/{weaker:.0f} of what it weighs in the official code"
+            )
+        if method.kind != "classifier" and (self.objective, self.byol_target) == ("byol", "official"):
+            notes.append(
+                "--byol-target official: each client's target is a frozen random network; this is not BYOL proper, --byol-target ema is"
+            )
+        return notes
 
     @property
     def pseudo_weight(self) -> float:

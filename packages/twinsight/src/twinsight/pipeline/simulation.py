@@ -20,6 +20,7 @@ REPORTED = {
     **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
     "rounds_to_target": int | None,
     "rejected": list,
+    "notes": list,
     "accuracy": list,
 }
 """What a table and a plot of results read, and what it must be."""

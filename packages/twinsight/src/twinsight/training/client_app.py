@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from tenfold import UserError
 from tenfold.runs import pick_device
 from twinsight.config import FederationConfig, from_run_config
-from twinsight.data.datasets import DESCRIPTIONS, Pictures, labelled_folder, load, unlabelled_folder, view_maker
+from twinsight.data.datasets import Pictures, description, labelled_folder, load, unlabelled_folder, view_maker
 from twinsight.data.partition import ClientData, client_data
 from twinsight.models import TwinModel, build_model
 from twinsight.training.local_training import local_round
@@ -27,8 +27,8 @@ from twinsight.training.state import ClientState, ContextStore, FileStore, State
 @lru_cache(maxsize=2)
 def working_model(config: FederationConfig, num_classes: int, device: torch.device) -> TwinModel:
     """The model that this process trains on behalf of its clients, one after the other."""
-    about = DESCRIPTIONS[config.data]
-    return build_model(config, num_classes, mean=about.mean, std=about.std).to(device)
+    about = description(config)
+    return build_model(config, num_classes, mean=about.mean, std=about.std, channels=about.channels).to(device)
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +129,8 @@ def make_client_app(
         metrics = MetricRecord(
             {"num-examples": result.samples, "client": client, "round": number, "steps": result.steps}
         )
+        if result.skipped:
+            metrics["skipped"] = result.skipped
         if found is None:
             metrics["restarted"] = 1
         for name, value in result.parts.items():

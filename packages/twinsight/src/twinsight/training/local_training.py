@@ -23,7 +23,7 @@ from twinsight.method.losses import (
     unlabelled_loss,
 )
 from twinsight.method.pseudo_labels import FreeMatchThreshold
-from twinsight.models import TwinModel
+from twinsight.models import TwinModel, frozen_target
 from twinsight.training.state import ClientState
 
 
@@ -34,6 +34,7 @@ class LocalResult:
     Attributes:
         samples: pictures it holds; its weight in the average.
         steps: steps it made.
+        skipped: batches that no step could be made of; see `can_step`.
         parts: mean of each loss term over the steps.
         gradient_cosine: of the two objectives on the shared encoder, at the first step; None where there is no conflict to measure.
         state: what the client keeps to itself until its next round.
@@ -41,6 +42,7 @@ class LocalResult:
 
     samples: int
     steps: int = 0
+    skipped: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     gradient_cosine: float | None = None
     state: ClientState = field(default_factory=ClientState)
@@ -70,6 +72,9 @@ def round_weights(config: FederationConfig, round_number: int) -> Weights:
         normalisation=config.normalisation,
         supervised_views=config.supervised_views,
         threshold=config.threshold,
+        # The rivals are those of their papers.
+        direction=config.pseudo_label_direction if method.kind != "classifier" else "weak_to_strong",
+        feature=config.np_feature,
     )
 
 
@@ -97,9 +102,16 @@ def labelled_batch(count: int, size: int, position: int, *key: int) -> Int[Tenso
     return torch.randperm(count, generator=generator).split(size)[index]
 
 
-def smallest_batch(weights: Weights) -> int:
-    """The fewest pictures that a step can be made of: the official normalisation divides by zero at two."""
-    return 3 if weights.neighbourhood and weights.normalisation == "official" else 2
+def can_step(pictures: int, config: FederationConfig) -> bool:
+    """Whether a step can be made of so few pictures.
+
+    The official normalisation divides by 2 XOR 2 = 0, which makes every weight NaN. Of one picture BatchNorm has statistics only where both its
+    views are seen together: SimSiam and BYOL see them apart.
+    """
+    kind = METHODS[config.method].kind
+    if pictures == 1:
+        return kind != "classifier" and config.objective == "simclr" and config.supervised_views == "both"
+    return pictures > 2 or kind != "twins" or config.normalisation != "official"
 
 
 def epoch_steps(
@@ -152,6 +164,9 @@ def local_round(
         What is reported and what is kept; the caller checks `is_finite`.
     """
     weights, state = round_weights(config, round_number), state or ClientState()
+    if model.twin is not None and config.objective == "byol" and config.byol_target == "official":
+        target = frozen_target(config, draw_seed(config.seed, client_id, 5), len(model.mean))
+        model.twin.borrow(target.to(next(model.parameters()).device))
     mu = config.proximal_weight if _is_proximal(config) else 0.0
     reference = {name: each.detach().clone() for name, each in model.named_parameters()} if mu else {}
     names, trained = zip(*((n, each) for n, each in model.named_parameters() if each.requires_grad), strict=True)
@@ -241,7 +256,7 @@ def _losses(
         occasion: the round and the client.
         result: of the round.
     """
-    device, least = next(model.parameters()).device, smallest_batch(weights)
+    device = next(model.parameters()).device
     amp = autocast(device) if config.precision == "auto" else torch.autocast(device.type, enabled=False)
     generator = torch.Generator().manual_seed(draw_seed(config.seed, *occasion))
     known, unknown = client.labelled, client.unlabelled
@@ -250,7 +265,8 @@ def _losses(
         for first, rest in epoch_steps(client, config, generator, result.state.drawn, occasion[1]):
             if len(first) and len(rest):
                 result.state = replace(result.state, drawn=result.state.drawn + 1)
-            if len(first) + len(rest) < least:
+            if not can_step(len(first) + len(rest), config):
+                result.skipped += 1
                 continue
             weak, strong = client.views(torch.cat([known.images[first], unknown.images[rest]]), generator)
             views = model.normalise(weak.to(device)), model.normalise(strong.to(device))

@@ -16,7 +16,7 @@ from tenfold.federated import rejections_for_log, stop_when_silent, watch_replie
 from tenfold.hub import model_folder
 from tenfold.runs import RunFolder, track
 from twinsight.config import FederationConfig
-from twinsight.data.datasets import DESCRIPTIONS, load
+from twinsight.data.datasets import description, load
 from twinsight.evaluation.inference import accuracy
 from twinsight.models import FILES, TwinModel, build_model
 from twinsight.training.client_app import class_names
@@ -25,7 +25,7 @@ from twinsight.training.strategy import TwinStrategy
 
 def described_model(config: FederationConfig) -> TwinModel:
     """The untrained model of a configuration, which knows its classes and how pictures are normalised."""
-    about = DESCRIPTIONS[config.data]
+    about = description(config)
     test = load(config)[1]
     return build_model(
         config,
@@ -34,6 +34,7 @@ def described_model(config: FederationConfig) -> TwinModel:
         mean=about.mean,
         std=about.std,
         image_size=test.images.shape[-1],
+        channels=about.channels,
     )
 
 
@@ -63,6 +64,7 @@ def summarise(
     cosines = [line["gradient-cosine"] for line in lines if line.get("gradient-cosine") is not None]
     return {
         "method": config.method,
+        "notes": config.notes,
         "best": max(curve),
         "last": curve[-1],
         "mean_last_5": sum(curve[-5:]) / len(curve[-5:]),

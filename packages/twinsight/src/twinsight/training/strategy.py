@@ -191,6 +191,7 @@ class TwinStrategy(FedAvg):
         # A cosine is rounded.
         metrics |= {
             "steps": Number(0, whole=True, required=False),
+            "skipped": Number(0, whole=True, required=False),
             "restarted": Number(0, 1, whole=True, required=False),
             "gradient-cosine": Number(-1.001, 1.001, required=False),
         }
@@ -221,9 +222,10 @@ def _loss_fault(reply: Reply) -> Rejection | None:
     return None
 
 
-def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -> dict[str, float]:
-    """The mean of each loss and of the cosine over the clients that reported it."""
-    merged = {}
+def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -> dict[str, float | int]:
+    """The mean of each loss and of the cosine over the clients that reported it; how many batches were passed over."""
+    skipped = sum(int(each.get("skipped", 0)) for each in metrics)
+    merged: dict[str, float | int] = {"skipped": skipped} if skipped else {}
     for name in (*LOSSES, "gradient-cosine"):
         pairs = [(each[name], weight) for each, weight in zip(metrics, weights, strict=True) if name in each]
         if pairs:
