@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,7 +25,7 @@ from twinsight.method.losses import (
 from twinsight.method.pseudo_labels import FreeMatchThreshold
 from twinsight.models import TwinModel, build_encoder, build_model, frozen_target
 from twinsight.training.local_training import batches, local_round, round_weights
-from twinsight.training.strategy import weighted_average
+from twinsight.training.strategy import truncated_sums, weighted_average
 
 CONFIG = FederationConfig(encoder="small", batch_size=8, learning_rate=0.05, precision="float32", rounds=10)
 VIEWS = ViewMaker(pad=1, flip=False, strong="geometric")
@@ -377,6 +378,13 @@ def test_the_average_of_equal_states_is_that_state_and_weights_count() -> None:
     assert mixed["n"] == 6, "5.5 rounds to even"
     with pytest.raises(ValueError, match="positive weights"):
         weighted_average([state], [0.0])
+
+
+def test_integer_buffers_are_cut_before_they_are_summed_in_the_official_code() -> None:
+    states = [{"n": np.array(value), "w": np.array(0.5, np.float32)} for value in (10, 11, 11)]
+    found = truncated_sums(states, [1.0, 1.0, 1.0])
+    assert (found.keys(), int(found["n"]), found["n"].dtype) == ({"n"}, 9, np.int64)
+    assert found["n"].shape == ()
 
 
 @given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 99))

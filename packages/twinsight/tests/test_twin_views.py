@@ -202,6 +202,13 @@ def test_cutout_has_the_official_place_and_size() -> None:
     assert rows.sum(1).max() <= 16
 
 
+def test_the_anchor_of_cutout_never_lies_in_the_first_pixel() -> None:
+    """Of (1, 32], numpy's `uniform(32)`: the first pixel is reached by half a side of 0 to 8 pixels, in 4 / 31 of the draws (5 / 32 from [0, 32))."""
+    narrow = torch.zeros(60_000, 3, 1, 32, dtype=torch.uint8)
+    reached = (cutout(narrow, torch.Generator().manual_seed(7))[:, 0, 0, 0] > 0).double().mean().item()
+    assert abs(reached - 4 / 31) < 4 * (4 / 31 / 60_000) ** 0.5
+
+
 ALONE = {
     "AutoContrast": ((0.038, 0.002), (0.987, 0.002), None),
     "Brightness": ((0.232, 0.012), (1.000, 0.001), None),

@@ -40,6 +40,7 @@ METHODS = {
     "twin-sight": Method("twin models with the neighbourhood-preserving constraint", "twins", constraint=True),
     "twins-apart": Method("twin models without the constraint", "twins"),
     "one-network": Method("one encoder with both objectives", "shared"),
+    "damped": Method("FedAvg; clients without labels take part and return the weights as they came"),
     "lower-bound": Method("FedAvg on the labelled clients", pool="labelled"),
     "upper-bound": Method("FedAvg with every client labelled", everyone_labelled=True),
     "fedprox": Method("FedProx on the labelled clients", pool="labelled", proximal=True),
@@ -63,6 +64,7 @@ MethodName = Literal[
     "twin-sight",
     "twins-apart",
     "one-network",
+    "damped",
     "lower-bound",
     "upper-bound",
     "fedprox",
@@ -85,14 +87,15 @@ class FederationConfig:
         image_size: Side that pictures of a folder are resized to.
         clients: Number of clients K.
         labelled: Number of labelled clients M.
-        labelled_clients: Which clients are labelled; drawn by the seed when empty.
-        partition: dirichlet (label skew), pathological (few classes each) or iid.
+        labelled_clients: Which clients are labelled; see labelled-choice when empty.
+        labelled_choice: official: the lists of the official code for ten clients of its four sets, else drawn. drawn: by the seed.
+        partition: dirichlet (label skew as in the official code), pathological (few classes each) or iid.
         alpha: Concentration of the Dirichlet distribution: the smaller, the more skewed.
         classes_per_client: Of the pathological partition.
-        min_client_size: Fewest pictures of a client.
+        min_client_size: Fewest pictures of a client; as many as there are classes when 0, as in the official code.
         min_labelled_per_class: Draw the partition anew until the labelled clients hold this many pictures of each class.
         setting: partial-client: some clients are labelled, the others not. partial-data: each client has labels for a share.
-        labelled_share: The share in the partial-data setting.
+        labelled_share: The share in the partial-data setting, rounded up at each client.
         clients_per_round: Clients S of each round.
         labelled_per_round: Clients of each round where only labelled ones take part; half of them, rounded up, when 0.
         rounds: Rounds of the federation.
@@ -122,6 +125,8 @@ class FederationConfig:
         strong_view: official (three operations at random strength, then Cutout), randaugment (torchvision's), geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
         randaugment_operations: Operations a picture, of randaugment.
         randaugment_magnitude: Out of 30, of randaugment.
+        accuracy: What is reported of a round. top-1: of all test pictures. running-mean: the mean over shuffled batches of the mean so far, which the official code returns; as high on average, with a spread of its own. Both bests are in result.json.
+        integer_buffers: How BatchNorm's step counters are averaged. official: each weighted value is cut to a whole number, then they are summed. mean: the mean, rounded.
         target: Accuracy in per cent whose first round is reported.
         seed: Of everything that is drawn.
         precision: auto (bf16 where the hardware has it) or float32.
@@ -139,10 +144,11 @@ class FederationConfig:
     clients: Count = 10
     labelled: Count = 4
     labelled_clients: tuple[Size, ...] = ()
+    labelled_choice: Literal["official", "drawn"] = "official"
     partition: Partition = "dirichlet"
     alpha: Positive = 0.1
     classes_per_client: Count = 2
-    min_client_size: Count = 10
+    min_client_size: Size = 0
     min_labelled_per_class: Size = 0
     setting: Setting = "partial-client"
     labelled_share: Share = 0.05
@@ -175,6 +181,8 @@ class FederationConfig:
     strong_view: Literal["auto", "official", "randaugment", "geometric", "weak"] = "auto"
     randaugment_operations: Count = 3
     randaugment_magnitude: Size = 5
+    accuracy: Literal["top-1", "running-mean"] = "top-1"
+    integer_buffers: Literal["official", "mean"] = "official"
     target: NonNegative | None = None
     seed: Seed = 0
     precision: Literal["auto", "float32"] = "auto"
@@ -205,8 +213,8 @@ class FederationConfig:
     def notes(self) -> list[str]:
         """What must be said beside every number of this configuration."""
         method, notes = METHODS[self.method], []
-        if method.constraint and self.normalisation == "mean":
-            weaker = self.batch_size * self.batch_size / (self.batch_size ^ 2) if self.batch_size != 2 else 1
+        if method.constraint and self.normalisation == "mean" and self.batch_size > 2:
+            weaker = self.batch_size**2 / (self.batch_size ^ 2)
             notes.append(
                 f"--normalisation mean: at a batch of {self.batch_size} the constraint weighs 1/{weaker:.0f} of what it weighs in the official code"
             )
@@ -229,7 +237,7 @@ class FederationConfig:
             raise UserError(
                 f"--image-size must be at least {SMALLEST_SIDE} and at most {LARGEST_SIDE}, got {self.image_size}"
             )
-        if self.batch_size < 2 or self.min_client_size < 2:
+        if self.batch_size < 2 or self.min_client_size == 1:
             raise UserError(
                 "--batch-size and --min-client-size must be at least 2: BatchNorm has no statistics of one picture"
             )

@@ -17,7 +17,10 @@ from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import Outcome, federate, load_model
 
 REPORTED = {
-    **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
+    **dict.fromkeys(
+        ("best", "best_top_1", "best_running_mean", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"),
+        int | float,
+    ),
     "rounds_to_target": int | None,
     "rejected": list,
     "notes": list,

@@ -1,7 +1,7 @@
 """The server's side of a round: whom to ask, and what to make of the answers (paper §3, alg. 1)."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,6 +171,8 @@ class TwinStrategy(FedAvg):
             return None, MetricRecord(metrics)
         weights = [float(reply.samples) for reply in sound]
         combined = combine([reply.arrays for reply in sound], weights, self.state, self.config.safeguards)
+        if self.config.aggregation == "mean" and self.config.integer_buffers == "official":
+            combined |= truncated_sums([reply.arrays for reply in sound], weights)
         arrays = ArrayRecord({name: Array(value) for name, value in combined.items()})
         return arrays, MetricRecord({**metrics, **_mean_metrics([reply.metrics for reply in sound], weights)})
 
@@ -231,6 +233,18 @@ def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -
         if pairs:
             merged[name] = float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
     return merged
+
+
+def truncated_sums(states: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> dict[str, np.ndarray]:
+    """Integer buffers as the official code averages them: each weighted value is cut to a whole number, then they are summed."""
+    total = sum(weights)
+    integers = [name for name, value in states[0].items() if value.dtype.kind in "iu"]
+    found = {}
+    for name in integers:
+        parts = [np.trunc(state[name] * (weight / total)) for state, weight in zip(states, weights, strict=True)]
+        # numpy makes a scalar of an array without dimensions wherever it can.
+        found[name] = np.asarray(np.sum(parts, axis=0), states[0][name].dtype)
+    return found
 
 
 State = dict[str, Tensor]
