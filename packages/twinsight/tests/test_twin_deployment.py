@@ -19,21 +19,22 @@ from PIL import Image
 
 from tenfold.config import load_preset
 from tenfold.runs import RunFolder
-from twinsight.config import SERVER_KEYS, FederationConfig, from_run_config
+from twinsight.config import APP_KEYS, FederationConfig, from_run_config
 from twinsight.training.client_app import make_client_app
 from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import federate, load_model
 
 PACKAGE = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
-SMALL = {"preset": "tiny", "clients": 2, "labelled": 1, "clients-per-round": 2, "rounds": 1, "image-size": 16}
+SMALL = {"preset": "tiny", "clients": 2, "labelled": 1, "clients-per-round": 2, "rounds": 2, "image-size": 16}
+SMALL |= {"momentum-across-rounds": True}
 
 
 def test_the_run_configuration_has_every_field_and_leaves_it_to_the_preset() -> None:
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))
     config = project["tool"]["flwr"]["app"]["config"]
     names = {field.name.replace("_", "-") for field in fields(FederationConfig)}
-    assert config.keys() == names | SERVER_KEYS | {"preset"}
+    assert config.keys() == names | APP_KEYS | {"preset"}
     assert from_run_config(config) == load_preset("twinsight", "small", FederationConfig, "simulate")
     assert from_run_config(config | SMALL).image_size == 16
 

@@ -31,7 +31,7 @@ def test_nt_xent_is_the_golden_one(golden: Golden, name: str) -> None:
 def test_neighbourhood_loss_is_the_golden_one_under_both_normalisations(golden: Golden, name: str) -> None:
     g = tensors(golden(name))
     features = g["np_unsup_features"], g["np_sup_features"]
-    mean = neighbourhood_preserving_loss(*features)
+    mean = neighbourhood_preserving_loss(*features, "mean")
     torch.testing.assert_close(mean, g["np_loss_mean"], rtol=1e-5, atol=0)
     torch.testing.assert_close(mean * len(features[0]) ** 2, g["np_sum_sq"], rtol=1e-5, atol=0)
     official = neighbourhood_preserving_loss(*features, "official")
@@ -76,7 +76,7 @@ def test_neighbourhoods_do_not_see_scale_rotation_or_order() -> None:
     features = torch.randn(9, 6, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
     scaled = features @ rotation * torch.rand(9, 1, dtype=torch.float64).add(0.1)
-    assert neighbourhood_preserving_loss(features, scaled) < 1e-20
+    assert neighbourhood_preserving_loss(features, scaled, "mean") < 1e-20
     other = torch.randn(9, 4, dtype=torch.float64)
     value = neighbourhood_preserving_loss(features, other)
     torch.testing.assert_close(neighbourhood_preserving_loss(other, features), value)
@@ -85,7 +85,7 @@ def test_neighbourhoods_do_not_see_scale_rotation_or_order() -> None:
 
 @pytest.mark.parametrize("batch", [2, 5, 8])
 def test_orthonormal_against_identical_rows_is_one_minus_one_over_b(batch: int) -> None:
-    value = neighbourhood_preserving_loss(torch.ones(batch, 3), torch.eye(batch))
+    value = neighbourhood_preserving_loss(torch.ones(batch, 3), torch.eye(batch), "mean")
     assert value.item() == pytest.approx((batch**2 - batch) / batch**2)
 
 
@@ -93,7 +93,7 @@ def test_orthonormal_against_identical_rows_is_one_minus_one_over_b(batch: int) 
 def test_neighbourhood_loss_stays_between_0_and_4(batch: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     value = neighbourhood_preserving_loss(
-        torch.randn(batch, width, generator=generator), torch.randn(batch, width + 1, generator=generator)
+        torch.randn(batch, width, generator=generator), torch.randn(batch, width + 1, generator=generator), "mean"
     )
     assert 0 <= value <= 4
     assert cosine_gram(torch.randn(batch, width, generator=generator)).abs().max() <= 1 + 1e-5
@@ -108,7 +108,12 @@ def test_the_constraint_pulls_both_twins_and_its_gradient_is_right() -> None:
 
 
 def test_official_normalisation_is_xor_and_refuses_a_batch_of_two() -> None:
-    assert (pair_count(64, "official"), pair_count(3, "official"), pair_count(64, "mean")) == (66, 1, 4096)
+    assert [pair_count(size, "official") for size in (64, 32, 16, 4, 3, 1)] == [66, 34, 18, 6, 1, 3]
+    assert pair_count(64, "mean") == 4096
+    features = torch.randn(5, 3), torch.randn(5, 4)
+    torch.testing.assert_close(
+        neighbourhood_preserving_loss(*features), neighbourhood_preserving_loss(*features, "mean") * 25 / 7
+    )
     with pytest.raises(ValueError, match="divides by 2 XOR 2"):
         pair_count(2, "official")
 

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,14 +17,15 @@ from twinsight.method.losses import (
     Weights,
     gradient_cosine,
     labelled_loss,
+    neighbourhood_preserving_loss,
     partial_data_loss,
     proximal_term,
     unlabelled_loss,
 )
 from twinsight.method.pseudo_labels import FreeMatchThreshold
-from twinsight.models import TwinModel, build_encoder, build_model
-from twinsight.training.local_training import batches, endless, local_round, round_weights
-from twinsight.training.strategy import weighted_average
+from twinsight.models import TwinModel, build_encoder, build_model, frozen_target
+from twinsight.training.local_training import batches, local_round, round_weights
+from twinsight.training.strategy import truncated_sums, weighted_average
 
 CONFIG = FederationConfig(encoder="small", batch_size=8, learning_rate=0.05, precision="float32", rounds=10)
 VIEWS = ViewMaker(pad=1, flip=False, strong="geometric")
@@ -125,11 +127,50 @@ def test_the_same_round_of_the_same_client_is_the_same_and_another_is_not() -> N
     assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
-@pytest.mark.parametrize("labelled", [0, 10])
-def test_a_last_batch_of_two_is_left_out_where_the_official_normalisation_would_divide_by_zero(labelled: int) -> None:
-    official = replace(CONFIG, normalisation="official")
-    for config, steps in ((official, 1), (replace(official, neighbourhood_weight=0.0), 2), (CONFIG, 2)):
-        assert local_round(build_model(config, 4), client(labelled, 10), config, 1, 0).steps == steps
+@pytest.mark.parametrize("change", [{}, {"neighbourhood_weight": 0.0}, {"method": "twins-apart"}])
+@pytest.mark.parametrize(
+    ("labelled", "count", "size", "setting"),
+    # Partial data: the last of four unlabelled pictures beside the only labelled one.
+    [(0, 10, 8, "partial-client"), (10, 10, 8, "partial-client"), (1, 5, 3, "partial-data")],
+)
+def test_a_batch_of_two_is_passed_over_and_reported_where_it_would_divide_by_zero(
+    labelled: int, count: int, size: int, setting: str, change: dict
+) -> None:
+    """The published code makes every weight NaN there, at whatever weight of the constraint: 0 / 0."""
+    config = replace(CONFIG, batch_size=size, setting=setting, **change)
+    for normalisation, expected in (("mean", (2, 0)), ("official", (1, 1))):
+        model = build_model(config, 4)
+        chosen = replace(config, normalisation=normalisation)
+        found = local_round(model, client(labelled, count), chosen, 1, 0)
+        assert (found.steps, found.skipped) == expected
+        assert all(each.isfinite().all() for each in model.state_dict().values())
+
+
+@pytest.mark.parametrize(("objective", "steps"), [("simclr", 2), ("simsiam", 1), ("byol", 1)])
+@pytest.mark.parametrize("labelled", [0, 9])
+def test_a_last_picture_alone_is_a_step_where_batchnorm_sees_both_its_views(
+    objective: str, steps: int, labelled: int
+) -> None:
+    config = replace(CONFIG, objective=objective)
+    model = build_model(config, 4)
+    result = local_round(model, client(labelled, 9), config, 1, 0)
+    assert (result.steps, result.skipped) == (steps, 2 - steps)
+    assert all(each.isfinite().all() for each in model.state_dict().values())
+    for alone in (replace(config, supervised_views="weak"), replace(config, method="upper-bound")):
+        skipped = local_round(build_model(alone, 4), client(9, 9), alone, 1, 0)
+        assert (skipped.steps, skipped.skipped) == (1, 1)
+
+
+def test_weight_decay_shrinks_an_untaught_trunk_and_leaves_its_head_alone() -> None:
+    """At weight 0 the constraint still puts the classifier's trunk into the graph, as in the published code."""
+    config = replace(CONFIG, neighbourhood_weight=0.0, batch_size=20, learning_rate=0.01)
+    for change in ({}, {"method": "twins-apart"}):
+        before, model = run(replace(config, **change), client(0))
+        for name, each in model.named_parameters():
+            if name.startswith("encoder."):
+                torch.testing.assert_close(each, before[name] * (1 - 1e-6), rtol=0, atol=1e-7)
+                assert before[name].abs().max() < 0.5 or not torch.equal(each, before[name]), name
+        assert not moved(before, model, ("classifier.",))
 
 
 def test_the_losses_are_the_sums_that_they_say() -> None:
@@ -152,8 +193,6 @@ def test_the_losses_are_the_sums_that_they_say() -> None:
 
 
 def test_the_constraint_compares_weak_views_before_projector_and_head() -> None:
-    from twinsight.method.losses import neighbourhood_preserving_loss
-
     model = build_model(CONFIG, 4).train()
     weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)
     loss = unlabelled_loss(model, weak, strong, Weights(), FreeMatchThreshold(4))
@@ -163,13 +202,119 @@ def test_the_constraint_compares_weak_views_before_projector_and_head() -> None:
     torch.testing.assert_close(loss.parts["neighbourhood"], expected)
 
 
-@pytest.mark.parametrize("objective", ["simclr", "simsiam", "byol"])
-def test_every_objective_trains_and_byols_target_follows_slowly(objective: str) -> None:
-    config = replace(CONFIG, objective=objective)
+OBJECTIVES = ("simclr", "simsiam", "byol")
+
+
+def twin_of(objective: str, **change: str) -> TwinModel:
+    model = build_model(replace(CONFIG, objective=objective, **change), 4).train()
+    assert model.twin is not None
+    model.twin.borrow(frozen_target(CONFIG, 3))
+    return model
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_batchnorm_sees_views_together_for_simclr_and_apart_for_the_others(objective: str) -> None:
+    """The classifier always sees both views together; SimSiam's and BYOL's buffers are updated by each view."""
+    torch.manual_seed(0)
+    model = twin_of(objective)
+    weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16) + 2
+    labelled_loss(model, weak, strong, torch.arange(6) % 4, Weights())
+    state, together = model.state_dict(), objective == "simclr"
+    assert state["encoder.stem.1.num_batches_tracked"] == 1
+    assert state["twin.encoder.stem.1.num_batches_tracked"] == (1 if together else 2)
+    assert state["twin.projector.1.num_batches_tracked"] == (1 if together else 2)
+    for name, passes in (("encoder", 1), ("twin.encoder", 1 if together else 2)):
+        stem = model.get_submodule(name).get_submodule("stem")[0]
+        running = torch.zeros(8)
+        for each in torch.cat([weak, strong]).chunk(passes):
+            running = 0.9 * running + 0.1 * stem(each).mean((0, 2, 3))
+        torch.testing.assert_close(state[f"{name}.stem.1.running_mean"], running, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("feature", ["official", "pooled"])
+def test_the_constraint_sees_simsiams_projection_and_else_pooled_features(objective: str, feature: str) -> None:
+    torch.manual_seed(0)
+    model = twin_of(objective)
+    weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)
+    loss = unlabelled_loss(model, weak, strong, Weights(feature=feature), FreeMatchThreshold(4))
+    twin, views = model.twin, torch.cat([weak, strong])
+    assert twin is not None
+    # In training mode BatchNorm gives the same outputs again for the same pictures.
+    seen = twin.encoder(views)[:6] if objective == "simclr" else twin.encoder(weak)
+    if objective == "simsiam" and feature == "official":
+        seen = twin.projector(seen)
+    expected = neighbourhood_preserving_loss(seen, model.encoder(views)[:6])
+    torch.testing.assert_close(loss.parts["neighbourhood"], expected)
+
+
+def test_simsiam_and_byol_compare_each_view_with_the_other_one() -> None:
+    torch.manual_seed(0)
+    weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)
+    for objective in ("simsiam", "byol"):
+        model = twin_of(objective)
+        found = unlabelled_loss(model, weak, strong, Weights(), FreeMatchThreshold(4)).parts["instance"]
+        twin = model.twin
+        assert twin is not None
+        z = [twin.projector(twin.encoder(each)) for each in (weak, strong)]
+        p = [twin.predictor(each) for each in z]
+        cosine = torch.nn.functional.cosine_similarity
+        if objective == "simsiam":
+            expected = -(cosine(p[0], z[1]).mean() + cosine(p[1], z[0]).mean()) / 2
+        else:
+            t = [twin.target(each) for each in (weak, strong)]
+            expected = 4 - 2 * cosine(p[0], t[1]).mean() - 2 * cosine(p[1], t[0]).mean()
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_official_byol_target_is_a_clients_own_frozen_random_network() -> None:
+    config = replace(CONFIG, objective="byol")
+    before, model = run(config, client(0))
+    assert not [name for name in before if "target" in name], "it is neither sent nor averaged"
+    twin = model.twin
+    assert twin is not None
+    first = copy.deepcopy(twin._borrowed[0].state_dict())
+    local_round(model, client(0), config, 2, 0)
+    again = twin._borrowed[0].state_dict()
+    trained = [name for name in first if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(first[name], again[name]) for name in trained), "the same in every round, never updated"
+    assert twin._borrowed[0].training
+    local_round(model, client(0), config, 2, 1)
+    assert not torch.equal(twin._borrowed[0].state_dict()["0.stem.0.weight"], first["0.stem.0.weight"])
+    twin.borrow(frozen_target(CONFIG, 3))
+    with pytest.raises(ValueError, match="without a target"):
+        build_model(config, 4).twin.target(torch.zeros(2, 3, 16, 16))  # ty: ignore[unresolved-attribute]
+
+
+@pytest.mark.parametrize("pseudo", ["fixmatch", "freematch"])
+def test_the_strong_view_teaches_a_twin_without_labels_in_the_official_code(pseudo: str) -> None:
+    torch.manual_seed(0)
+    model = twin_of("simclr")
+    weak, strong = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16)
+    first, second = model(torch.cat([weak, strong])).chunk(2)
+    loss = torch.nn.functional.cross_entropy
+    for direction, expected in (
+        ("official", loss(first, second.argmax(1))),
+        ("weak_to_strong", loss(second, first.argmax(1))),
+    ):
+        weights = Weights(on_unlabelled=pseudo, threshold=0.0, direction=direction)
+        statistics = FreeMatchThreshold(4, clamp=(0.0, 0.0))
+        found = unlabelled_loss(model, weak, strong, weights, statistics).parts["pseudo"]
+        torch.testing.assert_close(found, expected)
+        # Partial data has it right: the weak view teaches.
+        both = partial_data_loss(model, weak, strong, torch.zeros(0, dtype=torch.long), weights, statistics)
+        torch.testing.assert_close(both.parts["pseudo"], loss(second, first.argmax(1)))
+    assert round_weights(CONFIG, 1).direction == "official"
+    assert round_weights(replace(CONFIG, method="fixmatch"), 1).direction == "weak_to_strong"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_and_byols_own_target_follows_slowly(objective: str) -> None:
+    config = replace(CONFIG, objective=objective, byol_target="ema")
     before, model = run(config, client(0))
     assert moved(before, model, ("twin.encoder.",))
     if objective == "byol":
-        target, online = "twin.target.0.stem.0.weight", "twin.encoder.stem.0.weight"
+        target, online = "twin.own_target.0.stem.0.weight", "twin.encoder.stem.0.weight"
         state = model.state_dict()
         assert 0 < (state[target] - before[target]).norm() < 0.2 * (state[online] - before[online]).norm()
 
@@ -235,18 +380,19 @@ def test_the_average_of_equal_states_is_that_state_and_weights_count() -> None:
         weighted_average([state], [0.0])
 
 
-@given(st.integers(2, 40), st.integers(2, 9), st.integers(0, 99))
-def test_batches_cover_all_but_a_last_one_of_one(count: int, size: int, seed: int) -> None:
-    chunks = list(batches(count, size, torch.Generator().manual_seed(seed)))
-    seen = torch.cat(chunks).tolist()
-    assert len(set(seen)) == len(seen) == count - (count % size == 1)
-    assert min(map(len, chunks)) > 1
+def test_integer_buffers_are_cut_before_they_are_summed_in_the_official_code() -> None:
+    states = [{"n": np.array(value), "w": np.array(0.5, np.float32)} for value in (10, 11, 11)]
+    found = truncated_sums(states, [1.0, 1.0, 1.0])
+    assert (found.keys(), int(found["n"]), found["n"].dtype) == ({"n"}, 9, np.int64)
+    assert found["n"].shape == ()
 
 
-def test_endless_batches_are_full() -> None:
-    stream = endless(5, 3, torch.Generator().manual_seed(0))
-    assert [len(next(stream)) for _ in range(4)] == [3, 3, 3, 3]
-    assert len(next(endless(2, 3, torch.Generator()))) == 2
+@given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 99))
+def test_batches_cover_all_and_the_last_may_be_short(count: int, size: int, seed: int) -> None:
+    chunks = batches(count, size, torch.Generator().manual_seed(seed))
+    assert sorted(torch.cat(chunks).tolist()) == list(range(count))
+    assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    assert batches(0, size, torch.Generator()) == []
 
 
 def test_views_keep_shape_and_follow_their_generator() -> None:

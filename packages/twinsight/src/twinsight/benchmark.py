@@ -24,7 +24,7 @@ def compare(
 
     Args:
         config: what all arms share.
-        arms: names of `METHODS`; `twin-sight:official` is Twin-sight under the official normalisation, `lower-bound:all` the
+        arms: names of `METHODS`; `twin-sight:official` and `twin-sight:mean` are Twin-sight under either normalisation, `lower-bound:all` is the
             lower bound with every labelled client in every round.
         out: where the run folders go; nowhere when None.
         resume: continue arms that were interrupted, and take the results of those that are finished.
@@ -58,11 +58,12 @@ def arm_config(config: FederationConfig, arm: str) -> FederationConfig:
     changes: dict[str, Any] = {
         "": {},
         "official": {"normalisation": "official"},
+        "mean": {"normalisation": "mean"},
         "all": {"labelled_per_round": config.labelled},
         "fixmatch": {"pseudo_labels": "fixmatch"},
     }.get(variant, {})
     if name not in METHODS or (variant and not changes):
         raise UserError(
-            f"{arm}: no such arm; there are {', '.join(METHODS)}, twin-sight:official, twin-sight:fixmatch and lower-bound:all"
+            f"{arm}: no such arm; there are {', '.join(METHODS)}, twin-sight:official, twin-sight:mean, twin-sight:fixmatch and lower-bound:all"
         )
     return replace(config, method=name, **changes)

@@ -1,7 +1,7 @@
 """The command line: verbs parse, call and print. `twinsight --help` lists them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -43,6 +43,12 @@ def result_row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
     reached = "-" if result["rounds_to_target"] is None else str(result["rounds_to_target"])
     numbers = [f"{result[key]:.1f}" for key in ("best", "last", "mean_last_5")]
     return (name, *numbers, reached, str(result["clients_per_round"]), f"{result['megabytes_per_round']:.2f}")
+
+
+def show_notes(results: Iterable[dict[str, Any]]) -> None:
+    """Say once what belongs beside the numbers of a table."""
+    for note in dict.fromkeys(note for each in results for note in each["notes"]):
+        print(note)
 
 
 HEADS = ("method", "best %", "last %", "last five %", "rounds to target", "clients a round", "MB a round")
@@ -106,6 +112,7 @@ def simulate(
     )
     draw_partition_of(config, options.out / "partition.png")
     table([result_row(config.method, outcome.result)], HEADS)
+    show_notes([outcome.result])
     for left_out in outcome.result["rejected"][:10]:
         print(f"round {left_out['round']}: {left_out['who']} left out: {left_out['why']}")
     print(f"{config.rounds} rounds of {outcome.result['clients_per_round']} clients -> {options.out}")
@@ -258,7 +265,7 @@ def compare(arms: tuple[str, ...], /, *, options: RunOptions, config: Config = F
     """Run several methods on one partition and print one table.
 
     Args:
-        arms: Names that `twinsight methods` lists; also twin-sight:official, twin-sight:fixmatch, lower-bound:all.
+        arms: Names that `twinsight methods` lists; also twin-sight:official, twin-sight:mean, twin-sight:fixmatch, lower-bound:all.
         options: of the runs; --out holds one run folder for each.
         config: what all share.
     """
@@ -268,6 +275,7 @@ def compare(arms: tuple[str, ...], /, *, options: RunOptions, config: Config = F
     results = run_arms(config, arms, options.out, resume=options.resume, device=options.device)
     plot_curves({name: each["accuracy"] for name, each in results.items()}, options.out / "accuracy.png", config.data)
     table([result_row(name, each) for name, each in results.items()], HEADS)
+    show_notes(results.values())
     print(f"-> {options.out}")
 
 
@@ -284,6 +292,7 @@ def demo(*, out: Path = Path("twinsight-demo"), rounds: Count = 8, seed: Seed = 
 
     results = demonstrate(out, rounds, seed)
     table([result_row(name, results[name]) for name in ARMS], HEADS, title=f"digits, {rounds} rounds, seed {seed}")
+    show_notes(results.values())
     print(f"who holds what, the two views, accuracy over rounds -> {out}")
 
 

@@ -40,6 +40,7 @@ METHODS = {
     "twin-sight": Method("twin models with the neighbourhood-preserving constraint", "twins", constraint=True),
     "twins-apart": Method("twin models without the constraint", "twins"),
     "one-network": Method("one encoder with both objectives", "shared"),
+    "damped": Method("FedAvg; clients without labels take part and return the weights as they came"),
     "lower-bound": Method("FedAvg on the labelled clients", pool="labelled"),
     "upper-bound": Method("FedAvg with every client labelled", everyone_labelled=True),
     "fedprox": Method("FedProx on the labelled clients", pool="labelled", proximal=True),
@@ -63,6 +64,7 @@ MethodName = Literal[
     "twin-sight",
     "twins-apart",
     "one-network",
+    "damped",
     "lower-bound",
     "upper-bound",
     "fedprox",
@@ -85,14 +87,15 @@ class FederationConfig:
         image_size: Side that pictures of a folder are resized to.
         clients: Number of clients K.
         labelled: Number of labelled clients M.
-        labelled_clients: Which clients are labelled; drawn by the seed when empty.
-        partition: dirichlet (label skew), pathological (few classes each) or iid.
+        labelled_clients: Which clients are labelled; see labelled-choice when empty.
+        labelled_choice: official: the lists of the official code for ten clients of its four sets, else drawn. drawn: by the seed.
+        partition: dirichlet (label skew as in the official code), pathological (few classes each) or iid.
         alpha: Concentration of the Dirichlet distribution: the smaller, the more skewed.
         classes_per_client: Of the pathological partition.
-        min_client_size: Fewest pictures of a client.
+        min_client_size: Fewest pictures of a client; as many as there are classes when 0, as in the official code.
         min_labelled_per_class: Draw the partition anew until the labelled clients hold this many pictures of each class.
         setting: partial-client: some clients are labelled, the others not. partial-data: each client has labels for a share.
-        labelled_share: The share in the partial-data setting.
+        labelled_share: The share in the partial-data setting, rounded up at each client.
         clients_per_round: Clients S of each round.
         labelled_per_round: Clients of each round where only labelled ones take part; half of them, rounded up, when 0.
         rounds: Rounds of the federation.
@@ -101,22 +104,29 @@ class FederationConfig:
         learning_rate: Of SGD.
         momentum: Of SGD.
         weight_decay: Of SGD.
+        momentum_across_rounds: Each client keeps its SGD's momentum between its rounds, as the official code does by making the optimizer once; off, it starts from zero in every round.
         method: See `twinsight methods`.
         encoder: resnet18 (the paper's) or small.
         objective: Of the unsupervised twin.
         temperature: Of SimCLR.
         instance_weight: Weight of the unsupervised objective.
         neighbourhood_weight: Weight of the neighbourhood-preserving constraint.
-        normalisation: mean over pairs, or what the official code divides by.
+        normalisation: What the constraint's sum over pairs is divided by. official: B XOR 2, as the official code has it; batches of two are passed over. mean: B x B, at a batch of 64 a 62nd of the official weight.
+        np_feature: What the constraint sees of SimSiam's twin. official: the projection. pooled: the pooled feature, as of the others.
+        byol_target: official: a frozen random network, another one at each client, which is not BYOL proper. ema: follows the online network.
         neighbourhood_warmup: Share of the rounds over which the constraint's weight rises from 0.
         pseudo_labels: For the supervised twin on clients without labels.
+        pseudo_label_direction: Which view teaches a twin on clients without labels. official: the strong one, as the official code has it. weak_to_strong: FixMatch's and FreeMatch's own.
         pseudo_label_weight: Weight of pseudo-labels; 0.5 in the partial-client and 5 in the partial-data setting when negative.
         threshold: FixMatch's.
         proximal_weight: FedProx's mu (without the usual half), where the method has it or the setting is partial-data.
         supervised_views: both: the classifier also sees the strong views, which changes its BatchNorm. weak: it does not.
-        strong_view: randaugment, geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
-        randaugment_operations: Operations a picture.
-        randaugment_magnitude: Out of 30.
+        views: official: those of the official code, with its normalisation (zero padding; SVHN enlarged and recoloured; FMNIST in one channel). tenfold: reflected borders, every set normalised, three channels. The same for digits.
+        strong_view: official (three operations at random strength, then Cutout), randaugment (torchvision's), geometric (rotation, scale, contrast, noise, erasing), weak (a second weak view), or auto by the set.
+        randaugment_operations: Operations a picture, of randaugment.
+        randaugment_magnitude: Out of 30, of randaugment.
+        accuracy: What is reported of a round. top-1: of all test pictures. running-mean: the mean over shuffled batches of the mean so far, which the official code returns; as high on average, with a spread of its own. Both bests are in result.json.
+        integer_buffers: How BatchNorm's step counters are averaged. official: each weighted value is cut to a whole number, then they are summed. mean: the mean, rounded.
         target: Accuracy in per cent whose first round is reported.
         seed: Of everything that is drawn.
         precision: auto (bf16 where the hardware has it) or float32.
@@ -134,10 +144,11 @@ class FederationConfig:
     clients: Count = 10
     labelled: Count = 4
     labelled_clients: tuple[Size, ...] = ()
+    labelled_choice: Literal["official", "drawn"] = "official"
     partition: Partition = "dirichlet"
     alpha: Positive = 0.1
     classes_per_client: Count = 2
-    min_client_size: Count = 10
+    min_client_size: Size = 0
     min_labelled_per_class: Size = 0
     setting: Setting = "partial-client"
     labelled_share: Share = 0.05
@@ -149,22 +160,29 @@ class FederationConfig:
     learning_rate: Positive = 0.01
     momentum: Share = 0.9
     weight_decay: NonNegative = 1e-4
+    momentum_across_rounds: bool = True
     method: MethodName = "twin-sight"
     encoder: Literal["resnet18", "small"] = "resnet18"
     objective: Literal["simclr", "simsiam", "byol"] = "simclr"
     temperature: Positive = 0.07
     instance_weight: NonNegative = 0.5
     neighbourhood_weight: NonNegative = 1.0
-    normalisation: Literal["mean", "official"] = "mean"
+    normalisation: Literal["mean", "official"] = "official"
+    np_feature: Literal["official", "pooled"] = "official"
+    byol_target: Literal["official", "ema"] = "official"
     neighbourhood_warmup: Share = 0.0
     pseudo_labels: Literal["off", "fixmatch", "freematch"] = "off"
+    pseudo_label_direction: Literal["official", "weak_to_strong"] = "official"
     pseudo_label_weight: float = -1.0
     threshold: Share = 0.95
     proximal_weight: NonNegative = 0.5
     supervised_views: Literal["both", "weak"] = "both"
-    strong_view: Literal["auto", "randaugment", "geometric", "weak"] = "auto"
+    views: Literal["official", "tenfold"] = "official"
+    strong_view: Literal["auto", "official", "randaugment", "geometric", "weak"] = "auto"
     randaugment_operations: Count = 3
     randaugment_magnitude: Size = 5
+    accuracy: Literal["top-1", "running-mean"] = "top-1"
+    integer_buffers: Literal["official", "mean"] = "official"
     target: NonNegative | None = None
     seed: Seed = 0
     precision: Literal["auto", "float32"] = "auto"
@@ -187,6 +205,26 @@ class FederationConfig:
         return self.labelled_per_round or -(-self.labelled // 2)
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether a client has anything to keep between its rounds."""
+        return self.momentum_across_rounds or self.setting == "partial-data"
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be said beside every number of this configuration."""
+        method, notes = METHODS[self.method], []
+        if method.constraint and self.normalisation == "mean" and self.batch_size > 2:
+            weaker = self.batch_size**2 / (self.batch_size ^ 2)
+            notes.append(
+                f"--normalisation mean: at a batch of {self.batch_size} the constraint weighs 1/{weaker:.0f} of what it weighs in the official code"
+            )
+        if method.kind != "classifier" and (self.objective, self.byol_target) == ("byol", "official"):
+            notes.append(
+                "--byol-target official: each client's target is a frozen random network; this is not BYOL proper, --byol-target ema is"
+            )
+        return notes
+
+    @property
     def pseudo_weight(self) -> float:
         """The weight of pseudo-labels, after the setting's default."""
         if self.pseudo_label_weight >= 0:
@@ -199,7 +237,7 @@ class FederationConfig:
             raise UserError(
                 f"--image-size must be at least {SMALLEST_SIDE} and at most {LARGEST_SIDE}, got {self.image_size}"
             )
-        if self.batch_size < 2 or self.min_client_size < 2:
+        if self.batch_size < 2 or self.min_client_size == 1:
             raise UserError(
                 "--batch-size and --min-client-size must be at least 2: BatchNorm has no statistics of one picture"
             )
@@ -233,8 +271,8 @@ class FederationConfig:
         _ = self.safeguards  # checks its own values
 
 
-SERVER_KEYS = frozenset({"out", "resume", "patience"})
-"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the server app reads it."""
+APP_KEYS = frozenset({"out", "resume", "patience", "state-dir"})
+"""What the run configuration holds beside the fields of `FederationConfig` and `preset`: the apps read it."""
 
 
 def from_run_config(values: dict[str, Any]) -> FederationConfig:
@@ -245,7 +283,7 @@ def from_run_config(values: dict[str, Any]) -> FederationConfig:
     """
     from tenfold.config import preset_values
 
-    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in SERVER_KEYS}
+    chosen = {key.replace("-", "_"): value for key, value in values.items() if value != "" and key not in APP_KEYS}
     preset = str(chosen.pop("preset", "small"))
     if isinstance(chosen.get("labelled_clients"), str):
         # Flower's values are scalars: a list is written with commas.

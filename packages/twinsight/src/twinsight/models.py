@@ -22,6 +22,7 @@ from twinsight.config import LARGEST_SIDE, METHODS
 
 Encoder = Literal["resnet18", "small"]
 Objective = Literal["simclr", "simsiam", "byol"]
+Target = Literal["official", "ema"]
 Kind = Literal["twins", "shared", "classifier"]
 
 BYOL_MOMENTUM = 0.99
@@ -31,17 +32,21 @@ FILES = ("config.json", "model.safetensors")
 
 
 class SmallResNet(nn.Module):
-    """A residual network for pictures of 8 to 32 pixels: stem of stride 2, two blocks of 16 and 32 channels, average pool."""
+    """A residual network for pictures of 8 to 32 pixels: stem of stride 2, two blocks of 16 and 32 channels, average pool.
 
-    def __init__(self) -> None:
+    Args:
+        channels: of the pictures.
+    """
+
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
         )
         self.blocks = nn.Sequential(StridedBlock(8, 16), StridedBlock(16, 32))
         self.num_features = 32
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 32"]:
+    def forward(self, images: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b 32"]:
         """Pooled features."""
         return self.blocks(self.stem(images)).mean((2, 3))
 
@@ -72,18 +77,19 @@ class StridedBlock(nn.Module):
         return F.relu(out + self.downsample(x), inplace=True)
 
 
-def build_encoder(name: Encoder) -> nn.Module:
+def build_encoder(name: Encoder, channels: int = 3) -> nn.Module:
     """An encoder without its classifier; `num_features` says how wide its pooled features are.
 
     Args:
         name: `resnet18`, the paper's: 3x3 stem of stride 1, no max-pool, 64-128-256-512 channels. `small`: `SmallResNet`.
+        channels: of the pictures.
     """
     if name == "small":
-        return SmallResNet()
+        return SmallResNet(channels)
     from torchvision.models import resnet18
 
     network = resnet18()
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
@@ -117,9 +123,12 @@ class InstanceDiscriminator(nn.Module):
         encoder: makes the pooled features.
         objective: `simclr`, `simsiam` or `byol`.
         temperature: of SimCLR's loss.
+        byol_target: `ema` makes BYOL's target follow the online network; `official` has none here: see `borrow`.
     """
 
-    def __init__(self, encoder: nn.Module, objective: Objective, temperature: float) -> None:
+    def __init__(
+        self, encoder: nn.Module, objective: Objective, temperature: float, byol_target: Target = "official"
+    ) -> None:
         super().__init__()
         features = int(encoder.num_features)  # ty: ignore[invalid-argument-type]
         hidden, out = projection_sizes(features)
@@ -131,15 +140,48 @@ class InstanceDiscriminator(nn.Module):
             self.projector = projector(features, hidden, out)
         if objective == "byol":
             self.predictor = projector(out, hidden, out)
-            self.target = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(self.projector)).requires_grad_(False)
+        self.own_target = None
+        if objective == "byol" and byol_target == "ema":
+            self.own_target = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(self.projector)).requires_grad_(False)
+        self._borrowed: list[nn.Module] = []
+
+    def borrow(self, target: nn.Module) -> None:
+        """Use a target that is not part of this model: the frozen network of a client, which is neither trained nor sent nor averaged."""
+        self._borrowed = [target]  # in a list, where torch does not look for parts
+
+    def target(self, views: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b p"]:
+        """What BYOL's prediction of the other view is compared with.
+
+        Raises:
+            ValueError: neither a target of its own nor a borrowed one.
+        """
+        network = self.own_target if self.own_target is not None else next(iter(self._borrowed), None)
+        if network is None:
+            raise ValueError("BYOL without a target: borrow one, or make the model with byol_target='ema'")
+        return network(views)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move BYOL's target towards the online network; nothing for the other objectives. Call it after each step."""
-        if self.objective == "byol":
+        """Move a target of its own towards the online network; else nothing. Call it after each step."""
+        if self.own_target is not None:
             online = nn.Sequential(self.encoder, self.projector)
-            for target, source in zip(self.target.parameters(), online.parameters(), strict=True):
+            for target, source in zip(self.own_target.parameters(), online.parameters(), strict=True):
                 target.lerp_(source, 1 - BYOL_MOMENTUM)
+
+
+def frozen_target(config: Any, seed: int, channels: int = 3) -> nn.Module:
+    """BYOL's target in the official code: the random start of a client's own online network, never updated, BatchNorm in training mode.
+
+    Args:
+        config: its `encoder` is read.
+        seed: of the client.
+        channels: of the pictures.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(config.encoder, channels)
+        head = projector(*[int(encoder.num_features), *projection_sizes(int(encoder.num_features))])  # ty: ignore[invalid-argument-type]
+    return nn.Sequential(encoder, head).requires_grad_(False).train()
 
 
 @dataclass(frozen=True)
@@ -156,6 +198,8 @@ class ModelDescription:
         mean: see there.
         std: see there.
         image_size: see there.
+        channels: see there.
+        byol_target: see there.
     """
 
     num_classes: Count
@@ -167,6 +211,8 @@ class ModelDescription:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     image_size: Count = 32
+    channels: Literal[1, 3] = 3
+    byol_target: Target = "official"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -192,6 +238,8 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         mean: what pictures in [0, 1] are normalised with.
         std: likewise.
         image_size: side of the pictures that it was trained on.
+        channels: that its encoders take; 1 makes pictures grey first.
+        byol_target: see `InstanceDiscriminator`.
     """
 
     def __init__(
@@ -205,6 +253,8 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         mean: tuple[float, ...] | list[float] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] | list[float] = (0.5, 0.5, 0.5),
         image_size: int = 32,
+        channels: Literal[1, 3] = 3,
+        byol_target: Target = "official",
     ) -> None:
         super().__init__()
         about = ModelDescription(
@@ -217,20 +267,22 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
             _channels(mean),
             _channels(std),
             image_size,
+            channels,
+            byol_target,
         )
         self.num_classes, self.kind, self.image_size = num_classes, kind, image_size
         self.classes = tuple(classes) or tuple(str(index) for index in range(num_classes))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(about.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(about.std)[:, None, None], persistent=False)
-        self.encoder = build_encoder(encoder)
+        self.register_buffer("mean", torch.tensor(about.mean)[:channels, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(about.std)[:channels, None, None], persistent=False)
+        self.encoder = build_encoder(encoder, channels)
         self.classifier = nn.Linear(int(self.encoder.num_features), num_classes)  # ty: ignore[invalid-argument-type]
         self.twin = None
         if kind == "twins":
-            self.twin = InstanceDiscriminator(build_encoder(encoder), objective, temperature)
+            self.twin = InstanceDiscriminator(build_encoder(encoder, channels), objective, temperature, byol_target)
         elif kind == "shared":
-            self.twin = InstanceDiscriminator(self.encoder, objective, temperature)
+            self.twin = InstanceDiscriminator(self.encoder, objective, temperature, byol_target)
 
     @classmethod
     def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options: the mixin reads any weights, with any left out
@@ -283,11 +335,13 @@ class TwinModel(nn.Module, PyTorchModelHubMixin, library_name="twinsight", licen
         if damaged:
             raise UserError(f"{source}: {damaged[0]} holds numbers that are not finite")
 
-    def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ch h w"]:
         """Pictures in [0, 1] as the encoders want them."""
+        if len(self.mean) == 1:
+            images = images.mean(1, keepdim=True)
         return (images - self.mean) / self.std
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b c"]:
         """Logits of normalised pictures, from the supervised model alone."""
         return self.classifier(self.encoder(images))
 
@@ -315,9 +369,9 @@ def build_model(config: Any, num_classes: int, **description: Any) -> TwinModel:
     """The untrained model of a configuration (`FederationConfig`), the same for the same seed.
 
     Args:
-        config: its `encoder`, `objective`, `temperature`, `method` and `seed` are read.
+        config: its `encoder`, `objective`, `temperature`, `byol_target`, `method` and `seed` are read.
         num_classes: C.
-        description: `classes`, `mean`, `std`, `image_size` of `TwinModel`.
+        description: `classes`, `mean`, `std`, `image_size`, `channels` of `TwinModel`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -327,5 +381,6 @@ def build_model(config: Any, num_classes: int, **description: Any) -> TwinModel:
             config.objective,
             config.temperature,
             METHODS[config.method].kind,
+            byol_target=config.byol_target,
             **description,
         )

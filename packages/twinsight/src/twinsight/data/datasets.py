@@ -1,6 +1,6 @@
 """Labelled pictures in memory: scikit-learn's digits, torchvision's sets, folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tenfold import UserError
 from tenfold.data import class_folder, to_tensor, torchvision_set
 from tenfold.images import list_images
 from twinsight.config import FederationConfig
-from twinsight.data.transforms import StrongView, ViewMaker
+from twinsight.data.transforms import Padding, StrongView, ViewMaker, WeakView
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,9 @@ class Description:
         pad: how far weak views may move.
         flip: whether a mirrored picture is the same class.
         strong: the strong view that `auto` stands for.
+        weak: the weak view.
+        padding: what is around a picture that moves.
+        channels: of the networks' input.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -56,9 +59,13 @@ class Description:
     pad: int = 4
     flip: bool = True
     strong: StrongView = "randaugment"
+    weak: WeakView = "shift"
+    padding: Padding = "reflect"
+    channels: int = 3
 
 
-DESCRIPTIONS = {
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+OURS = {
     "digits": Description((0.3, 0.3, 0.3), (0.35, 0.35, 0.35), pad=1, flip=False, strong="geometric"),
     "cifar10": Description((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Description((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -66,13 +73,27 @@ DESCRIPTIONS = {
     "fashionmnist": Description((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530), strong="weak"),
     "folder": Description(),
 }
+OFFICIAL = OURS | {
+    name: replace(OURS[name], strong="official", padding="zero") for name in ("cifar10", "cifar100", "folder")
+}
+OFFICIAL |= {
+    "svhn": Description(ZERO, ONE, strong="weak", weak="resized-crop"),
+    "fashionmnist": Description(ZERO, ONE, strong="weak", padding="zero", channels=1),
+}
+"""The views and normalisations of the official code (loader.py). It knows no digits, and no folders: they get CIFAR's views."""
+
+
+def description(config: FederationConfig) -> Description:
+    """What the set of a configuration needs to be trained on."""
+    return (OFFICIAL if config.views == "official" else OURS)[config.data]
 
 
 def view_maker(config: FederationConfig) -> ViewMaker:
     """How a configuration makes its two views."""
-    about = DESCRIPTIONS[config.data]
+    about = description(config)
     strong = about.strong if config.strong_view == "auto" else config.strong_view
-    return ViewMaker(about.pad, about.flip, strong, config.randaugment_operations, config.randaugment_magnitude)
+    operations, magnitude = config.randaugment_operations, config.randaugment_magnitude
+    return ViewMaker(about.pad, about.flip, strong, operations, magnitude, about.weak, about.padding)
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ class StepOutput(NamedTuple):
     Attributes:
         logits: of the views that the supervised model saw: the weak ones first.
         sup_features: pooled features of the same views.
-        unsup_features: pooled features of the 2B views; None without an unsupervised model of its own.
+        unsup_features: what the constraint sees of the unsupervised model: of the 2B views; None without such a model of its own.
         instance_loss: L_ins; None without an unsupervised objective.
     """
 
@@ -33,7 +33,9 @@ class StepOutput(NamedTuple):
 Normalisation = Literal["mean", "official"]
 
 
-Images = Float[Tensor, "b 3 h w"]
+Images = Float[Tensor, "b ch h w"]
+Direction = Literal["official", "weak_to_strong"]
+Feature = Literal["official", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,19 @@ class Weights:
         normalisation: of the constraint.
         supervised_views: whether the classifier also sees the strong views.
         threshold: FixMatch's.
+        direction: which view teaches on a client without labels. `official`: the strong one, as in the published code.
+        feature: what the constraint sees of SimSiam's twin. `official`: the projection; else, and for the others, the pooled feature.
     """
 
     instance: float = 0.5
     neighbourhood: float = 1.0
     pseudo: float = 0.5
     on_unlabelled: Consistency = "off"
-    normalisation: Normalisation = "mean"
+    normalisation: Normalisation = "official"
     supervised_views: Literal["both", "weak"] = "both"
     threshold: float = 0.95
+    direction: Direction = "official"
+    feature: Feature = "official"
 
 
 @dataclass(frozen=True)
@@ -72,23 +78,43 @@ class StepLoss:
     parts: dict[str, Float[Tensor, ""]]
 
 
-def instance_loss(
-    discriminator: InstanceDiscriminator,
-    views: Float[Tensor, "two_b 3 h w"],
-    features: Float[Tensor, "two_b d"],
-) -> Float[Tensor, ""]:
-    """L_ins of the features of 2B views ordered [first views; second views]; the views feed BYOL's target."""
-    projections = discriminator.projector(features)
-    if discriminator.objective == "simclr":
-        return nt_xent_loss(projections.float(), discriminator.temperature)
-    if discriminator.objective == "simsiam":
-        return simsiam_loss(discriminator.predictor(projections).float(), projections.float())
+def discriminate(
+    twin: InstanceDiscriminator,
+    views: Float[Tensor, "two_b ch h w"],
+    feature: Feature,
+    shared: Float[Tensor, "two_b d"] | None = None,
+) -> tuple[Float[Tensor, "two_b e"], Float[Tensor, ""]]:
+    """Run the unsupervised twin: all views in one pass for SimCLR, a pass for each view else (official code: SemiFed.py, ssl_model).
+
+    So SimCLR's BatchNorm sees both views together; SimSiam's and BYOL's sees them one after the other.
+
+    Args:
+        twin: the encoder with its head.
+        views: [first view of each; second view of each].
+        feature: what the constraint sees of SimSiam's twin.
+        shared: pooled features, where the encoder is the classifier's and has made them.
+
+    Returns:
+        What the constraint sees, and L_ins.
+    """
+    passes = (views,) if twin.objective == "simclr" else views.chunk(2)
+    features = [twin.encoder(each) for each in passes] if shared is None else list(shared.chunk(len(passes)))
+    projections = [twin.projector(each) for each in features]
+    joined = torch.cat(projections).float()
+    if twin.objective == "simclr":
+        return features[0], nt_xent_loss(joined, twin.temperature)
+    predictions = torch.cat([twin.predictor(each) for each in projections]).float()
+    if twin.objective == "simsiam":
+        seen = projections if feature == "official" else features
+        return torch.cat(seen), simsiam_loss(predictions, joined)
     with torch.no_grad():
-        targets = discriminator.target(views)
-    return byol_loss(discriminator.predictor(projections).float(), targets.float())
+        targets = torch.cat([twin.target(each) for each in passes]).float()
+    return torch.cat(features), byol_loss(predictions, targets)
 
 
-def twin_step(model: TwinModel, weak: Images, strong: Images, *, classify_strong: bool) -> StepOutput:
+def twin_step(
+    model: TwinModel, weak: Images, strong: Images, *, classify_strong: bool, feature: Feature = "official"
+) -> StepOutput:
     """Run both models on the two views of each picture.
 
     Args:
@@ -97,28 +123,32 @@ def twin_step(model: TwinModel, weak: Images, strong: Images, *, classify_strong
         strong: strong views of the same pictures.
         classify_strong: let the supervised model see the strong views too. Even where their logits go unused they
             change its BatchNorm statistics, as in the official code.
+        feature: see `Weights`.
     """
     views = torch.cat([weak, strong])
     if model.kind == "shared":
         features = model.encoder(views)
         assert model.twin is not None
-        return StepOutput(model.classifier(features), features, None, instance_loss(model.twin, views, features))
+        return StepOutput(
+            model.classifier(features), features, None, discriminate(model.twin, views, feature, features)[1]
+        )
     features = model.encoder(views if classify_strong else weak)
     logits = model.classifier(features)
     if model.twin is None:
         return StepOutput(logits, features, None, None)
-    unsup_features = model.twin.encoder(views)
-    return StepOutput(logits, features, unsup_features, instance_loss(model.twin, views, unsup_features))
+    return StepOutput(logits, features, *discriminate(model.twin, views, feature))
 
 
 def _twin_terms(output: StepOutput, batch: int, weights: Weights, parts: dict[str, Tensor]) -> Tensor:
-    """lambda_ins L_ins + lambda_np L_np, where the model has them."""
+    """lambda_ins L_ins + lambda_np L_np, where the model has them.
+
+    A term of weight 0 stays in the graph: as in the official code, weight decay then acts on the weights that it reaches.
+    """
     total = output.logits.new_zeros((), dtype=torch.float32)
     if output.instance_loss is not None:
         parts["instance"] = output.instance_loss
         total = total + weights.instance * output.instance_loss
-    # A batch of one has no neighbours.
-    if output.unsup_features is not None and weights.neighbourhood and batch > 1:
+    if output.unsup_features is not None:
         weak_unsup, weak_sup = output.unsup_features[:batch].float(), output.sup_features[:batch].float()
         parts["neighbourhood"] = neighbourhood_preserving_loss(weak_unsup, weak_sup, weights.normalisation)
         total = total + weights.neighbourhood * parts["neighbourhood"]
@@ -126,15 +156,15 @@ def _twin_terms(output: StepOutput, batch: int, weights: Weights, parts: dict[st
 
 
 def unlabelled_term(
-    weak: Float[Tensor, "b c"], strong: Float[Tensor, "b c"], weights: Weights, statistics: FreeMatchThreshold
+    teacher: Float[Tensor, "b c"], student: Float[Tensor, "b c"], weights: Weights, statistics: FreeMatchThreshold
 ) -> Float[Tensor, ""]:
-    """L_pl: what the classifier learns from its logits of the weak and strong views of pictures without labels."""
+    """L_pl: what the classifier learns from its logits of two views of pictures without labels."""
     if weights.on_unlabelled == "consistency":
-        return consistency_loss(weak, strong)
+        return consistency_loss(teacher, student)
     if weights.on_unlabelled == "fixmatch":
-        return fixmatch_loss(weak, strong, weights.threshold)[0]
-    statistics.update(weak)
-    return freematch_loss(weak, strong, statistics)[0]
+        return fixmatch_loss(teacher, student, weights.threshold)[0]
+    statistics.update(teacher)
+    return freematch_loss(teacher, student, statistics)[0]
 
 
 def labelled_loss(
@@ -142,7 +172,7 @@ def labelled_loss(
 ) -> StepLoss:
     """CE + lambda_ins L_ins + lambda_np L_np: a step of a labelled client (paper §3, partial-client setting)."""
     both = weights.supervised_views == "both" and model.kind != "classifier"
-    output = twin_step(model, weak, strong, classify_strong=both)
+    output = twin_step(model, weak, strong, classify_strong=both, feature=weights.feature)
     parts = {"cross_entropy": F.cross_entropy(output.logits[: len(weak)].float(), labels)}
     return StepLoss(parts["cross_entropy"] + _twin_terms(output, len(weak), weights, parts), parts)
 
@@ -153,12 +183,13 @@ def unlabelled_loss(
     """lambda_ins L_ins + lambda_np L_np [+ lambda_pl L_pl]: a step of an unlabelled client."""
     teaches = weights.on_unlabelled != "off"
     both = teaches or (weights.supervised_views == "both" and model.kind != "classifier")
-    output = twin_step(model, weak, strong, classify_strong=both)
+    output = twin_step(model, weak, strong, classify_strong=both, feature=weights.feature)
     parts: dict[str, Tensor] = {}
     total = _twin_terms(output, len(weak), weights, parts)
     if teaches:
         first, second = output.logits.float().chunk(2)
-        parts["pseudo"] = unlabelled_term(first, second, weights, statistics)
+        teacher, student = (second, first) if weights.direction == "official" else (first, second)
+        parts["pseudo"] = unlabelled_term(teacher, student, weights, statistics)
         total = total + weights.pseudo * parts["pseudo"]
     return StepLoss(total, parts)
 
@@ -182,7 +213,7 @@ def partial_data_loss(
         statistics: FreeMatch's.
     """
     known = len(labels)
-    output = twin_step(model, weak, strong, classify_strong=True)
+    output = twin_step(model, weak, strong, classify_strong=True, feature=weights.feature)
     first, second = output.logits.float().chunk(2)
     parts = {"cross_entropy": F.cross_entropy(first[:known], labels)}
     total = parts["cross_entropy"] + _twin_terms(output, len(weak), weights, parts)
@@ -234,7 +265,7 @@ def pair_count(batch: int, normalisation: Normalisation) -> int:
 def neighbourhood_preserving_loss(
     unsup_features: Float[Tensor, "b d1"],
     sup_features: Float[Tensor, "b d2"],
-    normalisation: Normalisation = "mean",
+    normalisation: Normalisation = "official",
 ) -> Float[Tensor, ""]:
     """Squared Frobenius distance between the cosine Gram matrices of the twins' features (paper eq. 9).
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,13 @@ from twinsight.training.local_grid import LocalGrid
 from twinsight.training.loop import Outcome, federate, load_model
 
 REPORTED = {
-    **dict.fromkeys(("best", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"), int | float),
+    **dict.fromkeys(
+        ("best", "best_top_1", "best_running_mean", "last", "mean_last_5", "megabytes_per_round", "clients_per_round"),
+        int | float,
+    ),
     "rounds_to_target": int | None,
     "rejected": list,
+    "notes": list,
     "accuracy": list,
 }
 """What a table and a plot of results read, and what it must be."""
@@ -53,12 +58,17 @@ def simulate(
     if run.is_finished:
         # Its caller may have been interrupted afterwards, before the pictures were drawn.
         return _finished(run)
+    kept = (run.checkpoints / "clients").resolve()
     if backend == "local":
-        return federate(LocalGrid(make_client_app(config, place), config.clients), config, run, place)
-    return _on_ray(run, config, cores_per_client)
+        outcome = federate(LocalGrid(make_client_app(config, place, kept), config.clients), config, run, place)
+    else:
+        outcome = _on_ray(run, config, kept, cores_per_client)
+    # What the clients keep is as large as the model for each of them, and of no use after the last round.
+    shutil.rmtree(kept, ignore_errors=True)
+    return outcome
 
 
-def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
+def _on_ray(run: RunFolder, config: FederationConfig, kept: Path, cores: int) -> Outcome:
     import importlib.util
 
     if importlib.util.find_spec("ray") is None:
@@ -79,7 +89,7 @@ def _on_ray(run: RunFolder, config: FederationConfig, cores: int) -> Outcome:
         server(grid, context)
 
     try:
-        run_simulation(app, make_client_app(config), config.clients, backend_config=backend)
+        run_simulation(app, make_client_app(config, state_dir=kept), config.clients, backend_config=backend)
     finally:
         left.set()
     if not run.is_finished:

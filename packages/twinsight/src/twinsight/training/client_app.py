@@ -2,7 +2,8 @@
 
 A client of a simulation, or of a deployment without data of its own, holds the part `partition-id` of the configured set.
 A node with data of its own says so in its node configuration: `data="FOLDER" labelled=true` (one folder per class) or
-`labelled=false` (any pictures).
+`labelled=false` (any pictures). What a client keeps between rounds goes to `state-dir="FOLDER"` of the node or of the run configuration, else
+into Flower's context, which lasts as long as the node's process.
 """
 
 from functools import lru_cache
@@ -16,17 +17,18 @@ from flwr.clientapp import ClientApp
 from tenfold import UserError
 from tenfold.runs import pick_device
 from twinsight.config import FederationConfig, from_run_config
-from twinsight.data.datasets import DESCRIPTIONS, Pictures, labelled_folder, load, unlabelled_folder, view_maker
+from twinsight.data.datasets import Pictures, description, labelled_folder, load, unlabelled_folder, view_maker
 from twinsight.data.partition import ClientData, client_data
 from twinsight.models import TwinModel, build_model
 from twinsight.training.local_training import local_round
+from twinsight.training.state import ClientState, ContextStore, FileStore, StateStore
 
 
 @lru_cache(maxsize=2)
 def working_model(config: FederationConfig, num_classes: int, device: torch.device) -> TwinModel:
     """The model that this process trains on behalf of its clients, one after the other."""
-    about = DESCRIPTIONS[config.data]
-    return build_model(config, num_classes, mean=about.mean, std=about.std).to(device)
+    about = description(config)
+    return build_model(config, num_classes, mean=about.mean, std=about.std, channels=about.channels).to(device)
 
 
 @lru_cache(maxsize=4096)
@@ -61,12 +63,29 @@ def data_of(config: FederationConfig, context: Context, classes: tuple[str, ...]
     return held_by(config, int(context.node_config["partition-id"]))
 
 
-def make_client_app(config: FederationConfig | None = None, device: torch.device | None = None) -> ClientApp:
+def store_of(config: FederationConfig, context: Context, folder: Path | None) -> StateStore:
+    """Where the node of `context` keeps its states.
+
+    Args:
+        config: of the federation.
+        context: of the node.
+        folder: for all clients; the node's own `state-dir` comes first.
+    """
+    named = context.node_config.get("state-dir") or folder or context.run_config.get("state-dir")
+    if not named:
+        return ContextStore(context)
+    return FileStore(Path(str(named)), int(context.node_config["partition-id"]), config)
+
+
+def make_client_app(
+    config: FederationConfig | None = None, device: torch.device | None = None, state_dir: Path | None = None
+) -> ClientApp:
     """A client app.
 
     Args:
         config: of the federation; None reads it from the run configuration that Flower hands over.
         device: where clients train; None takes the best there is.
+        state_dir: where all clients keep what lives through rounds; None leaves it to the node's configuration.
     """
     app = ClientApp()
 
@@ -96,13 +115,24 @@ def make_client_app(config: FederationConfig | None = None, device: torch.device
         assert isinstance(arrays, ArrayRecord)
         model.load_state_dict(arrays.to_torch_state_dict())
         client = int(context.node_config["partition-id"])
-        number = int(orders["round"])
-        result = local_round(model, data_of(chosen, context, classes), chosen, number, client)
+        number, last = int(orders["round"]), int(orders["last"])
+        store = store_of(chosen, context, state_dir)
+        found = store.load(last) if chosen.keeps_state else ClientState()
+        state = found or ClientState()
+        state.check(model, f"client {client}")
+        result = local_round(model, data_of(chosen, context, classes), chosen, number, client, state)
         if not result.is_finite:
             raise UserError(f"the loss is not a number in round {number}; lower --learning-rate")
+        if chosen.keeps_state:
+            # On the disk before the reply: the server never counts on a state that a crash could take back.
+            store.save(number, result.state, last)
         metrics = MetricRecord(
             {"num-examples": result.samples, "client": client, "round": number, "steps": result.steps}
         )
+        if result.skipped:
+            metrics["skipped"] = result.skipped
+        if found is None:
+            metrics["restarted"] = 1
         for name, value in result.parts.items():
             metrics[f"loss-{name}"] = value
         if result.gradient_cosine is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from twinsight.method.losses import (
     unlabelled_loss,
 )
 from twinsight.method.pseudo_labels import FreeMatchThreshold
-from twinsight.models import TwinModel
+from twinsight.models import TwinModel, frozen_target
+from twinsight.training.state import ClientState
 
 
 @dataclass
@@ -33,14 +34,18 @@ class LocalResult:
     Attributes:
         samples: pictures it holds; its weight in the average.
         steps: steps it made.
+        skipped: batches that no step could be made of; see `can_step`.
         parts: mean of each loss term over the steps.
         gradient_cosine: of the two objectives on the shared encoder, at the first step; None where there is no conflict to measure.
+        state: what the client keeps to itself until its next round.
     """
 
     samples: int
     steps: int = 0
+    skipped: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     gradient_cosine: float | None = None
+    state: ClientState = field(default_factory=ClientState)
 
     @property
     def is_finite(self) -> bool:
@@ -67,6 +72,9 @@ def round_weights(config: FederationConfig, round_number: int) -> Weights:
         normalisation=config.normalisation,
         supervised_views=config.supervised_views,
         threshold=config.threshold,
+        # The rivals are those of their papers.
+        direction=config.pseudo_label_direction if method.kind != "classifier" else "weak_to_strong",
+        feature=config.np_feature,
     )
 
 
@@ -75,28 +83,72 @@ def draw_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def batches(count: int, size: int, generator: torch.Generator, least: int = 2) -> Iterator[Int[Tensor, " b"]]:
-    """Shuffled indices in batches; a last batch of fewer than `least` is left out: BatchNorm has no statistics of one picture."""
-    for chunk in torch.randperm(count, generator=generator).split(size):
-        if len(chunk) >= least:
-            yield chunk
+def batches(count: int, size: int, generator: torch.Generator) -> list[Int[Tensor, " b"]]:
+    """Shuffled indices in batches; the last one may be short, as in the official code."""
+    return list(torch.randperm(count, generator=generator).split(size)) if count else []
 
 
-def smallest_batch(weights: Weights) -> int:
-    """The fewest pictures that a step can be made of: the official normalisation divides by zero at two."""
-    return 3 if weights.neighbourhood and weights.normalisation == "official" else 2
+def labelled_batch(count: int, size: int, position: int, *key: int) -> Int[Tensor, " b"]:
+    """A batch of the labelled pictures beside an unlabelled one (partial-data setting; official code: the loader goes on across epochs and rounds).
+
+    Args:
+        count: labelled pictures of the client.
+        size: of a batch; the last one of each pass is short.
+        position: batches taken before, over all rounds.
+        key: decides the order of each pass.
+    """
+    passes, index = divmod(position, -(-count // size))
+    generator = torch.Generator().manual_seed(draw_seed(*key, passes))
+    return torch.randperm(count, generator=generator).split(size)[index]
 
 
-def endless(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
-    """Batches of `min(size, count)` indices, reshuffled each time they run out."""
-    while True:
-        for chunk in torch.randperm(count, generator=generator).split(size):
-            if len(chunk) == min(size, count):
-                yield chunk
+def can_step(pictures: int, config: FederationConfig) -> bool:
+    """Whether a step can be made of so few pictures.
+
+    The official normalisation divides by 2 XOR 2 = 0, which makes every weight NaN. Of one picture BatchNorm has statistics only where both its
+    views are seen together: SimSiam and BYOL see them apart.
+    """
+    kind = METHODS[config.method].kind
+    if pictures == 1:
+        return kind != "classifier" and config.objective == "simclr" and config.supervised_views == "both"
+    return pictures > 2 or kind != "twins" or config.normalisation != "official"
+
+
+def epoch_steps(
+    client: ClientData, config: FederationConfig, generator: torch.Generator, drawn: int, client_id: int
+) -> list[tuple[Int[Tensor, " k"], Int[Tensor, " u"]]]:
+    """Which labelled and which unlabelled pictures each step of a local epoch sees.
+
+    Args:
+        client: its pictures.
+        config: of the federation.
+        generator: shuffles what is passed over once.
+        drawn: labelled batches that this client has taken before, where it has both kinds.
+        client_id: its number.
+    """
+    known, unknown, nothing = len(client.labelled), len(client.unlabelled), torch.empty(0, dtype=torch.long)
+    size = config.batch_size
+    if known and unknown and learns_unlabelled(config):
+        rest = batches(unknown, size, generator)
+        key = (config.seed, client_id, 4)
+        return [(labelled_batch(known, size, drawn + step, *key), chunk) for step, chunk in enumerate(rest)]
+    if known:
+        return [(chunk, nothing) for chunk in batches(known, size, generator)]
+    return [(nothing, chunk) for chunk in batches(unknown, size, generator)] if learns_unlabelled(config) else []
+
+
+def learns_unlabelled(config: FederationConfig) -> bool:
+    """Whether pictures without labels teach the configured method anything."""
+    return METHODS[config.method].kind != "classifier" or METHODS[config.method].on_unlabelled != "off"
 
 
 def local_round(
-    model: TwinModel, client: ClientData, config: FederationConfig, round_number: int, client_id: int
+    model: TwinModel,
+    client: ClientData,
+    config: FederationConfig,
+    round_number: int,
+    client_id: int,
+    state: ClientState | None = None,
 ) -> LocalResult:
     """Train `model` in place on what a client holds.
 
@@ -106,39 +158,49 @@ def local_round(
         config: of the federation.
         round_number: from 1.
         client_id: together with the seed and the round it decides all draws.
+        state: what the client kept of its last round; None for its first.
 
     Returns:
-        What is reported; the caller checks `is_finite`.
+        What is reported and what is kept; the caller checks `is_finite`.
     """
-    generator = torch.Generator().manual_seed(draw_seed(config.seed, round_number, client_id))
-    weights = round_weights(config, round_number)
-    proximal = METHODS[config.method].proximal or (
-        config.setting == "partial-data" and METHODS[config.method].kind == "twins"
-    )
-    mu = config.proximal_weight if proximal else 0.0
+    weights, state = round_weights(config, round_number), state or ClientState()
+    if model.twin is not None and config.objective == "byol" and config.byol_target == "official":
+        target = frozen_target(config, draw_seed(config.seed, client_id, 5), len(model.mean))
+        model.twin.borrow(target.to(next(model.parameters()).device))
+    mu = config.proximal_weight if _is_proximal(config) else 0.0
     reference = {name: each.detach().clone() for name, each in model.named_parameters()} if mu else {}
-    trained = [each for each in model.parameters() if each.requires_grad]
-    momenta: list[Tensor | None] = [None] * len(trained)
-    result, sums = LocalResult(len(client)), {}
+    names, trained = zip(*((n, each) for n, each in model.named_parameters() if each.requires_grad), strict=True)
+    kept = state.momenta if config.momentum_across_rounds else {}
+    momenta = [
+        kept[name].to(each.device, copy=True) if name in kept else None
+        for name, each in zip(names, trained, strict=True)
+    ]
+    result, sums = LocalResult(len(client), state=state), {}
     model.train()
-    for _ in range(config.local_epochs):
-        statistics = FreeMatchThreshold(model.num_classes, clamp=(0.9, 0.95) if config.data == "svhn" else None)
-        for loss in _losses(model, client, config, weights, statistics, generator):
-            total = loss.total
-            if mu:
-                total = total + mu * proximal_term(model, reference)
-            if model.kind == "shared" and not result.steps and "cross_entropy" in loss.parts:
-                result.gradient_cosine = gradient_cosine(
-                    loss.parts["cross_entropy"], loss.parts["instance"], list(model.encoder.parameters())
-                )
-            descend(trained, torch.autograd.grad(total, trained, allow_unused=True), momenta, config)
-            if model.twin is not None:
-                model.twin.follow()
-            result.steps += 1
-            for name, part in loss.parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item()
+    for loss in _losses(model, client, config, weights, (round_number, client_id), result):
+        total = loss.total
+        if mu:
+            total = total + mu * proximal_term(model, reference)
+        if model.kind == "shared" and not result.steps and "cross_entropy" in loss.parts:
+            result.gradient_cosine = gradient_cosine(
+                loss.parts["cross_entropy"], loss.parts["instance"], list(model.encoder.parameters())
+            )
+        descend(trained, torch.autograd.grad(total, trained, allow_unused=True), momenta, config)
+        if model.twin is not None:
+            model.twin.follow()
+        result.steps += 1
+        for name, part in loss.parts.items():
+            sums[name] = sums.get(name, 0.0) + part.item()
     result.parts = {name: value / result.steps for name, value in sums.items()}
+    moved = {name: each for name, each in zip(names, momenta, strict=True) if each is not None}
+    result.state = replace(result.state, momenta=moved if config.momentum_across_rounds else {})
     return result
+
+
+def _is_proximal(config: FederationConfig) -> bool:
+    """FedProx by name, and, as in the official code, for twins that have both kinds of pictures."""
+    method = METHODS[config.method]
+    return method.proximal or (config.setting == "partial-data" and method.kind == "twins")
 
 
 @torch.no_grad()
@@ -181,36 +243,39 @@ def _losses(
     client: ClientData,
     config: FederationConfig,
     weights: Weights,
-    statistics: FreeMatchThreshold,
-    generator: torch.Generator,
+    occasion: tuple[int, int],
+    result: LocalResult,
 ) -> Iterator[StepLoss]:
-    """The losses of one local epoch, each computed when the last step has been made."""
+    """The losses of all local epochs, each computed when the last step has been made; what they take of `result.state` is noted there.
+
+    Args:
+        model: in training.
+        client: its pictures.
+        config: of the federation.
+        weights: of the terms.
+        occasion: the round and the client.
+        result: of the round.
+    """
     device = next(model.parameters()).device
     amp = autocast(device) if config.precision == "auto" else torch.autocast(device.type, enabled=False)
-
-    def views(images: Tensor) -> tuple[Tensor, Tensor]:
-        weak, strong = client.views(images, generator)
-        return model.normalise(weak.to(device)), model.normalise(strong.to(device))
-
-    known, unknown, least = client.labelled, client.unlabelled, smallest_batch(weights)
-    learns_unlabelled = weights.on_unlabelled != "off" or model.twin is not None
-    if len(known) and len(unknown) and learns_unlabelled:
-        cycle = endless(len(known), config.batch_size, generator)
-        for chunk in batches(len(unknown), config.batch_size, generator):
-            first = next(cycle)
-            weak, strong = views(torch.cat([known.images[first], unknown.images[chunk]]))
+    generator = torch.Generator().manual_seed(draw_seed(config.seed, *occasion))
+    known, unknown = client.labelled, client.unlabelled
+    for _ in range(config.local_epochs):
+        statistics = FreeMatchThreshold(model.num_classes, clamp=(0.9, 0.95) if config.data == "svhn" else None)
+        for first, rest in epoch_steps(client, config, generator, result.state.drawn, occasion[1]):
+            if len(first) and len(rest):
+                result.state = replace(result.state, drawn=result.state.drawn + 1)
+            if not can_step(len(first) + len(rest), config):
+                result.skipped += 1
+                continue
+            weak, strong = client.views(torch.cat([known.images[first], unknown.images[rest]]), generator)
+            views = model.normalise(weak.to(device)), model.normalise(strong.to(device))
+            labels = known.labels[first].to(device)
             with amp:
-                loss = partial_data_loss(model, weak, strong, known.labels[first].to(device), weights, statistics)
-            yield loss
-    elif len(known):
-        for chunk in batches(len(known), config.batch_size, generator, least):
-            weak, strong = views(known.images[chunk])
-            with amp:
-                loss = labelled_loss(model, weak, strong, known.labels[chunk].to(device), weights)
-            yield loss
-    elif learns_unlabelled:
-        for chunk in batches(len(unknown), config.batch_size, generator, least):
-            weak, strong = views(unknown.images[chunk])
-            with amp:
-                loss = unlabelled_loss(model, weak, strong, weights, statistics)
+                if not len(rest):
+                    loss = labelled_loss(model, *views, labels, weights)
+                elif not len(first):
+                    loss = unlabelled_loss(model, *views, weights, statistics)
+                else:
+                    loss = partial_data_loss(model, *views, labels, weights, statistics)
             yield loss

@@ -1,5 +1,6 @@
 """The federation as the server sees it: rounds, test accuracy, checkpoints, the result."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,22 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from tenfold import UserError
-from tenfold.checkpoints import read_tensors, write_tensors
+from tenfold.checkpoints import read_metadata, read_tensors, write_tensors
 from tenfold.federated import rejections_for_log, stop_when_silent, watch_replies
 from tenfold.hub import model_folder
 from tenfold.runs import RunFolder, track
 from twinsight.config import FederationConfig
-from twinsight.data.datasets import DESCRIPTIONS, load
-from twinsight.evaluation.inference import accuracy
+from twinsight.data.datasets import Pictures, description, load
+from twinsight.evaluation.inference import predict_labels, running_mean_accuracy
 from twinsight.models import FILES, TwinModel, build_model
 from twinsight.training.client_app import class_names
+from twinsight.training.local_training import draw_seed
 from twinsight.training.strategy import TwinStrategy
 
 
 def described_model(config: FederationConfig) -> TwinModel:
     """The untrained model of a configuration, which knows its classes and how pictures are normalised."""
-    about = DESCRIPTIONS[config.data]
+    about = description(config)
     test = load(config)[1]
     return build_model(
         config,
@@ -33,7 +35,17 @@ def described_model(config: FederationConfig) -> TwinModel:
         mean=about.mean,
         std=about.std,
         image_size=test.images.shape[-1],
+        channels=about.channels,
     )
+
+
+def accuracies(model: TwinModel, test: Pictures, config: FederationConfig, number: int) -> dict[str, float]:
+    """The accuracy of a round in per cent: plain, as the official code returns it, and the one of the two that counts."""
+    correct = predict_labels(model, test, config.precision) == test.labels
+    order = torch.Generator().manual_seed(draw_seed(config.seed, number, 6))
+    top_1, running = 100 * correct.double().mean().item(), running_mean_accuracy(correct, order)
+    counts = top_1 if config.accuracy == "top-1" else running
+    return {"accuracy": counts, "top_1": top_1, "running_mean": running}
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,10 @@ def summarise(
     cosines = [line["gradient-cosine"] for line in lines if line.get("gradient-cosine") is not None]
     return {
         "method": config.method,
+        "notes": config.notes,
         "best": max(curve),
+        "best_top_1": max(line["top_1"] for line in lines),
+        "best_running_mean": max(line["running_mean"] for line in lines),
         "last": curve[-1],
         "mean_last_5": sum(curve[-5:]) / len(curve[-5:]),
         "target": config.target,
@@ -100,25 +115,26 @@ def federate(
     """
     watch_replies(grid)
     model, test = described_model(config).to(device or "cpu"), load(config)[1]
-    done = restore(run, model)
+    done, last_rounds = restore(run, model)
     run.rewind(done)
     arrays = ArrayRecord({name: each.cpu() for name, each in model.state_dict().items()})
     strategy = TwinStrategy(config, class_names(config), patience)
+    strategy.last_rounds = last_rounds
     strategy.meet(grid)
     for number in track(range(done + 1, config.rounds + 1), f"{config.method} rounds"):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         combined, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=patience))
         rejections = strategy.taken_rejections()
-        line: dict[str, Any] = dict(metrics or {}) | rejections_for_log(rejections)
+        line: dict[str, Any] = dict(metrics or {}) | rejections_for_log(rejections) | strategy.taken_restarts()
         if combined is None:
             line["silent"] = "no sound reply: the model is as it was"
         else:
             arrays = combined
         model.load_state_dict(arrays.to_torch_state_dict())
-        run.log(step=number, accuracy=accuracy(model, test, config.precision), **line)
+        run.log(step=number, **accuracies(model, test, config, number), **line)
         # Before the round is kept as done: a resumed run repeats it.
         stop_when_silent(silent_rounds(run.lines()), config.rounds, number, rejections)
-        save_checkpoint(run, model, number)
+        save_checkpoint(run, model, number, strategy.last_rounds)
     payload = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     outcome = Outcome(model.cpu(), summarise(config, run.lines(), strategy, payload))
     model.save_pretrained(run.path / "model")
@@ -132,9 +148,10 @@ def silent_rounds(log: list[dict[str, Any]]) -> int:
     return next((count for count, is_silent in enumerate(reversed(silent)) if not is_silent), len(silent))
 
 
-def save_checkpoint(run: RunFolder, model: TwinModel, number: int) -> None:
-    """Write the global weights after a round, whole or not at all."""
-    write_tensors(run.checkpoints / "last.safetensors", _unshared(model), {"round": str(number)})
+def save_checkpoint(run: RunFolder, model: TwinModel, number: int, last_rounds: dict[int, int]) -> None:
+    """Write the global weights after a round and in which round each client last took part, whole or not at all."""
+    about = {"round": str(number), "last_rounds": json.dumps(dict(sorted(last_rounds.items())))}
+    write_tensors(run.checkpoints / "last.safetensors", _unshared(model), about)
 
 
 def _unshared(model: TwinModel) -> dict[str, Tensor]:
@@ -148,21 +165,23 @@ def _unshared(model: TwinModel) -> dict[str, Tensor]:
     return state
 
 
-def restore(run: RunFolder, model: TwinModel) -> int:
+def restore(run: RunFolder, model: TwinModel) -> tuple[int, dict[int, int]]:
     """Load the last checkpoint of a run into `model`.
 
     Returns:
-        The round it was written after; 0 where there is none.
+        The round it was written after, 0 where there is none; and the round in which each client last took part.
     """
     path = run.checkpoints / "last.safetensors"
     if not path.exists():
-        return 0
+        return 0, {}
     state, metadata = read_tensors(path)
-    round_of = metadata.get("round", "")
-    if not round_of.isdecimal() or len(round_of) > 9:
+    number = metadata.get("round", "")
+    last_rounds = read_metadata(metadata, "last_rounds", path)
+    sound = all(name.isdecimal() and type(each) is int for name, each in last_rounds.items())
+    if not number.isdecimal() or len(number) > 9 or not sound:
         raise UserError(f"{path}: damaged, or not of this run (it does not say its round)")
     model.load(state, path)
-    return int(round_of)
+    return int(number), {int(client): each for client, each in last_rounds.items()}
 
 
 def load_model(path: str | Path, revision: str | None = None) -> TwinModel:

@@ -1,7 +1,7 @@
 """The server's side of a round: whom to ask, and what to make of the answers (paper §3, alg. 1)."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,9 @@ class TwinStrategy(FedAvg):
         config: of the federation.
         classes: names of the classes, told to the clients.
         patience: seconds to wait for the nodes to appear, and for a round's answers.
+
+    Attributes:
+        last_rounds: for each client the round of its last sound answer; a client goes on from what it kept of that round.
     """
 
     def __init__(self, config: FederationConfig, classes: tuple[str, ...], patience: float = 3600.0) -> None:
@@ -62,6 +65,8 @@ class TwinStrategy(FedAvg):
         self.members: list[Member] = []
         self.state: dict[str, np.ndarray] = {}
         self.rejections: list[Rejection] = []
+        self.last_rounds: dict[int, int] = {}
+        self.restarted: dict[int, str] = {}
 
     def meet(self, grid: Grid) -> None:
         """Wait for the nodes and ask who they are; what a client says here it is held to in every round.
@@ -135,15 +140,19 @@ class TwinStrategy(FedAvg):
         self.rejections += [
             Rejection(each.node, each.client, "its node is gone") for each in drawn if each.node not in present
         ]
-        asked = [each.node for each in drawn if each.node in present]
-        self.roll.open(server_round, asked)
-        orders = ConfigRecord({"round": server_round, "classes": "\n".join(self.classes)})
-        content = RecordDict({"arrays": arrays, "config": orders})
-        return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in asked]
+        asked = [each for each in drawn if each.node in present]
+        self.roll.open(server_round, [each.node for each in asked])
+        messages = []
+        for each in asked:
+            last = self.last_rounds.get(each.client, 0)
+            orders = ConfigRecord({"round": server_round, "last": last, "classes": "\n".join(self.classes)})
+            content = RecordDict({"arrays": arrays, "config": orders})
+            messages.append(Message(content, dst_node_id=each.node, message_type=MessageType.TRAIN))
+        return messages
 
     def aggregate_train(
         self,
-        server_round: int,  # noqa: ARG002  # Flower's signature
+        server_round: int,
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the sound answers in the order of their clients; `rejections` says who was left out, since the last round, and why."""
@@ -152,11 +161,18 @@ class TwinStrategy(FedAvg):
         faults = [_loss_fault(reply) for reply in sound]
         sound = [reply for reply, fault in zip(sound, faults, strict=True) if not fault]
         self.rejections += rejections + [fault for fault in faults if fault]
+        for reply in sound:
+            if reply.metrics.get("restarted"):
+                reason = f"what it kept of round {self.last_rounds.get(reply.client, 0)} is lost; it began anew"
+                self.restarted[reply.client] = reason
+            self.last_rounds[reply.client] = server_round
         metrics = {"clients": len(sound), "rejected": len(self.rejections)}
         if not sound:
             return None, MetricRecord(metrics)
         weights = [float(reply.samples) for reply in sound]
         combined = combine([reply.arrays for reply in sound], weights, self.state, self.config.safeguards)
+        if self.config.aggregation == "mean" and self.config.integer_buffers == "official":
+            combined |= truncated_sums([reply.arrays for reply in sound], weights)
         arrays = ArrayRecord({name: Array(value) for name, value in combined.items()})
         return arrays, MetricRecord({**metrics, **_mean_metrics([reply.metrics for reply in sound], weights)})
 
@@ -165,6 +181,11 @@ class TwinStrategy(FedAvg):
         taken, self.rejections = self.rejections, []
         return taken
 
+    def taken_restarts(self) -> dict[str, str]:
+        """Who had lost what it kept between rounds since this was asked last, as entries of the log."""
+        taken, self.restarted = self.restarted, {}
+        return {f"restarted/client {client}": reason for client, reason in taken.items()}
+
     def _spec(self) -> ReplySpec:
         rare = Number(required=False)
         metrics = {"client": self.roll.client_number, "num-examples": self.roll.sample_number}
@@ -172,6 +193,8 @@ class TwinStrategy(FedAvg):
         # A cosine is rounded.
         metrics |= {
             "steps": Number(0, whole=True, required=False),
+            "skipped": Number(0, whole=True, required=False),
+            "restarted": Number(0, 1, whole=True, required=False),
             "gradient-cosine": Number(-1.001, 1.001, required=False),
         }
         return ReplySpec(
@@ -201,14 +224,27 @@ def _loss_fault(reply: Reply) -> Rejection | None:
     return None
 
 
-def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -> dict[str, float]:
-    """The mean of each loss and of the cosine over the clients that reported it."""
-    merged = {}
+def _mean_metrics(metrics: list[dict[str, float | int]], weights: list[float]) -> dict[str, float | int]:
+    """The mean of each loss and of the cosine over the clients that reported it; how many batches were passed over."""
+    skipped = sum(int(each.get("skipped", 0)) for each in metrics)
+    merged: dict[str, float | int] = {"skipped": skipped} if skipped else {}
     for name in (*LOSSES, "gradient-cosine"):
         pairs = [(each[name], weight) for each, weight in zip(metrics, weights, strict=True) if name in each]
         if pairs:
             merged[name] = float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
     return merged
+
+
+def truncated_sums(states: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> dict[str, np.ndarray]:
+    """Integer buffers as the official code averages them: each weighted value is cut to a whole number, then they are summed."""
+    total = sum(weights)
+    integers = [name for name, value in states[0].items() if value.dtype.kind in "iu"]
+    found = {}
+    for name in integers:
+        parts = [np.trunc(state[name] * (weight / total)) for state, weight in zip(states, weights, strict=True)]
+        # numpy makes a scalar of an array without dimensions wherever it can.
+        found[name] = np.asarray(np.sum(parts, axis=0), states[0][name].dtype)
+    return found
 
 
 State = dict[str, Tensor]
