@@ -4,15 +4,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 import tenfold.files
 from tenfold.checkpoints import read_tensors
-from tenfold.config import for_verb, from_toml, to_toml
+from tenfold.config import for_verb, from_dict, from_toml, to_toml
 from tenfold.errors import UserError, WriteError
 from tenfold.files import atomic_folder, atomic_path, check_writable, remove_stale, write_text
+from tenfold.options import Count, Positive
 from tenfold.reading import read_toml
 
 
@@ -151,6 +152,41 @@ def test_mistakes_in_a_configuration_are_one_line_that_names_them(text: str, wor
         from_toml(text, Recipe, "my.toml")
     assert str(caught.value).startswith("my.toml: ")
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    word: str = ""
+    kind: Literal["adam", "sgd"] = "adam"
+    steps: Count = 3
+    rate: Positive | None = None
+    root: Path | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"names": "abc"}, "'abc' is not a list for names"),
+        ({"names": [1]}, "1 is not text for names"),
+        ({"sizes": ["x"]}, "'x' is not a whole number for sizes"),
+        ({"word": 5}, "5 is not text for word"),
+        ({"kind": "sdg"}, "'sdg' is not one of adam, sgd; did you mean sgd? for kind"),
+        ({"steps": 1.5}, "1.5 is not a whole number for steps"),
+        ({"rate": "x"}, "'x' is not a number for rate"),
+        ({"root": 5}, "5 is not text for root"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_key(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict(values, Kinds, "here")
+    assert str(caught.value) == f"here: {says}"
+
+
+def test_lists_become_tuples_and_text_becomes_paths() -> None:
+    values = {"names": ["a"], "sizes": [1, 2], "root": "x", "rate": 2}
+    assert from_dict(values, Kinds, "here") == Kinds(names=("a",), sizes=(1, 2), root=Path("x"), rate=2.0)
 
 
 def test_whole_numbers_serve_as_floats() -> None:

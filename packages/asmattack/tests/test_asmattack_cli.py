@@ -286,7 +286,7 @@ def test_mistakes_are_one_line_and_leave_nothing(place: Path, monkeypatch) -> No
         (("check", "report/report.json"), "give a limit"),
         (("check", "report/report.json", "--min-robust-acc", "0.4@nope:8"), "no white-box row"),
         (("compare", "rows.json", "rows.json"), "no report"),
-        (("compare", "types.json", "types.json"), "expected int"),
+        (("compare", "types.json", "types.json"), "is not a whole number"),
         (("train", "--out", "runs/plain", "--preset", "tiny"), "--resume"),
     ):
         done = call(place, *arguments)

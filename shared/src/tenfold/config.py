@@ -8,9 +8,10 @@ the command line, a table named after a verb holds that verb's.
 import dataclasses
 import difflib
 from collections.abc import Collection
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from tenfold.errors import UserError
 from tenfold.reading import parse_toml
@@ -58,13 +59,21 @@ def from_dict(values: dict[str, Any], cls: type[Config], source: str) -> Config:
     converter.register_structure_hook(int, _exact_int)
     converter.register_structure_hook(bool, _exact_bool)
     converter.register_structure_hook(float, _exact_float)
+    converter.register_structure_hook(str, _exact_text)
+    converter.register_structure_hook(Path, lambda value, _: Path(_exact_text(value, str)))
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) is tuple and get_args(kind)[-1:] == (...,),
+        lambda kind: partial(_exact_list, converter, get_args(kind)[0]),
+    )
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _exact_choice)
     try:
         config = converter.structure(values, cls)
     except cattrs.BaseValidationError as error:
         own = error.split(UserError)[0]  # what a configuration's own checks said
         if own is not None:
             raise UserError(f"{source}: {_first(own)}") from None
-        faults = "; ".join(cattrs.transform_error(error, path="")).replace(" @ .", " for ").replace(" @ ", "")
+        said = cattrs.transform_error(error, path="", format_exception=_fault)
+        faults = "; ".join(said).replace(" @ .", " for ").replace(" @ ", "")
         raise UserError(f"{source}: {faults}") from None
     check_fields(config, source)
     return config
@@ -92,6 +101,35 @@ def _exact_float(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number")
     return float(value)
+
+
+def _exact_text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _exact_list(converter: Any, kind: Any, value: Any, _: Any) -> tuple[Any, ...]:
+    """A list, of which each element is of a kind; text would be taken letter by letter."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is not a list")
+    return tuple(converter.structure(each, kind) for each in value)
+
+
+def _exact_choice(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise ValueError(
+            f"{value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), [*map(str, choices)])}"
+        )
+    return value
+
+
+def _fault(error: BaseException, kind: Any) -> str:
+    """What is wrong with a value, in the words of the checks above where one of them said it."""
+    import cattrs.v
+
+    return str(error) if type(error) is ValueError else cattrs.v.format_exception(error, kind)
 
 
 def from_toml(text: str, cls: type[Config], source: str = "configuration") -> Config:
