@@ -8,7 +8,7 @@ from reproduce.badges import badge, draw_badge
 from reproduce.claims import Experiment, Suite, claim, higher
 from reproduce.records import RECORDS, Record, RecordedSeed
 from reproduce.registry import suites
-from reproduce.tables import BLOCK, arms_table, claims_table, fill_tables, number
+from reproduce.tables import BLOCK, across_table, arms_table, claims_table, fill_tables, number
 from tenfold import UserError
 
 SUITE = Suite(
@@ -72,6 +72,17 @@ def test_arms_have_means_and_deviations_over_the_seeds() -> None:
         arms_table(SUITE.experiments[0], RECORD, ["speed"])
 
 
+def test_one_metric_is_shown_across_experiments() -> None:
+    lines = across_table(SUITE.experiments, "long ", RECORD, "accuracy").splitlines()
+    assert lines[:3] == [
+        "| accuracy (%) | our \\| method | the rival | not measured |",
+        "|---|---|---|---|",
+        "| trial | 92.5 ± 1.87 | 50 |  |",
+    ]
+    with pytest.raises(UserError, match="no metric speed"):
+        across_table(SUITE.experiments, "long ", RECORD, "speed")
+
+
 @pytest.mark.parametrize(
     ("value", "written"), [(0.0, "0"), (1234.5, "1234"), (-0.000123456, "-0.000123"), (57.25, "57.2"), (2e7, "2e+07")]
 )
@@ -85,6 +96,8 @@ def test_numbers_are_written_as_a_person_writes_them(value: float, written: str)
         ("claims", "say `claims TIER"),
         ("tables smoke", "say `claims TIER"),
         ("arms smoke", "say `claims TIER"),
+        ("across smoke x", "say `claims TIER"),
+        ("across smoke nothing AADPD", "nothing is not recorded"),
         ("claims huge", "say `claims TIER"),
         ("claims paper", "not recorded; `reproduce run --only fairfd --tier paper --record`"),
         ("claims smoke nothing", "nothing is not recorded; there are "),

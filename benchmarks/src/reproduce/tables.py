@@ -4,11 +4,12 @@ A table stands between two comments, which a page does not show:
 
     <!-- reproduce: claims small -->
     <!-- reproduce: arms small stream accuracy forgetting -->
+    <!-- reproduce: across small "stream, " accuracy -->
     ...
     <!-- /reproduce -->
 
-`claims TIER [EXPERIMENT ...]` gives the claims with their verdicts, `arms TIER EXPERIMENT METRIC ...` the arms of an experiment with the means of
-its metrics over the seeds.
+`claims TIER [EXPERIMENT ...]` gives the claims with their verdicts, `arms TIER EXPERIMENT [METRIC ...]` the arms of an experiment with the means of
+its metrics over the seeds, `across TIER PREFIX METRIC` one metric of all arms in every experiment whose name begins so.
 """
 
 import re
@@ -44,13 +45,21 @@ def _table(what: str, suite: Suite) -> str:
     """The table that a comment asks for."""
     asks = f"README of {suite.package}: `reproduce: {what}`"
     kind, tier, *names = words if len(words := shlex.split(what)) > 1 else ("", "")
-    if kind not in ("claims", "arms") or tier not in TIERS or (kind == "arms" and not names):
-        raise UserError(f"{asks}: say `claims TIER [EXPERIMENT ...]` or `arms TIER EXPERIMENT [METRIC ...]`")
+    least = {"claims": 0, "arms": 1, "across": 2}
+    if tier not in TIERS or len(names) < least.get(kind, len(names) + 1):
+        raise UserError(
+            f"{asks}: say `claims TIER [EXPERIMENT ...]`, `arms TIER EXPERIMENT [METRIC ...]` or `across TIER PREFIX METRIC`"
+        )
     record = load_record(suite.package, tier)
     if record is None:
         raise UserError(f"{asks}: not recorded; `reproduce run --only {suite.package} --tier {tier} --record`")
     recorded = {each.experiment for each in record.seeds}
     experiments = {each.name: each for each in suite.experiments if each.name in recorded}
+    if kind == "across":
+        chosen = [each for name, each in experiments.items() if name.startswith(names[0])]
+        if not chosen:
+            raise UserError(f"{asks}: {names[0]} is not recorded; there are {', '.join(experiments)}")
+        return across_table(chosen, names[0], record, names[1])
     for name in names if kind == "claims" else names[:1]:
         if name not in experiments:
             raise UserError(f"{asks}: {name} is not recorded; there are {', '.join(experiments)}")
@@ -104,6 +113,34 @@ def arms_table(experiment: Experiment | Protocol, record: Record, metrics: Seque
         "|---" * (len(columns) + 1) + "|",
     ]
     return "\n".join([*head, *rows, "", _origin(record, len(seeds))])
+
+
+def across_table(experiments: Sequence[Experiment | Protocol], prefix: str, record: Record, metric: str) -> str:
+    """One metric of all arms over several experiments, in Markdown: a row for each experiment, means over the seeds.
+
+    Args:
+        experiments: with the same arms.
+        prefix: what their names begin with; the rest names the row.
+        record: of their package.
+        metric: which.
+
+    Raises:
+        UserError: a metric that they do not have.
+    """
+    arms, words = experiments[0].arms, experiments[0].metrics
+    if metric not in words:
+        raise UserError(f"{prefix}: no metric {metric}; there are {', '.join(words)}")
+    rows = []
+    for experiment in experiments:
+        seeds = [each.measurement for each in record.seeds if each.experiment == experiment.name]
+        means = [_mean([each[arm][metric] for each in seeds if metric in each.get(arm, {})]) for arm in arms]
+        rows.append(f"| {experiment.name.removeprefix(prefix)} | " + " | ".join(means) + " |")
+    head = [
+        f"| {_cell(words[metric])} | " + " | ".join(_cell(each) for each in arms.values()) + " |",
+        "|---" * (len(arms) + 1) + "|",
+    ]
+    count = sum(each.experiment == experiments[0].name for each in record.seeds)
+    return "\n".join([*head, *rows, "", _origin(record, count)])
 
 
 def _origin(record: Record, seeds: int | None = None) -> str:

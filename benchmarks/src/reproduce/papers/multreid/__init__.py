@@ -135,7 +135,7 @@ TRAINED = {
     "MULT, target detached": "the method with a detached refinement target",
     "MULT, no refinement": "the method without refinement",
 }
-RETRIEVAL = {"map": "mean average precision (%)", "rank1": "rank-1 accuracy (%)"}
+RETRIEVAL = {"map": "mean average precision", "rank1": "rank-1 accuracy"}
 PROCESSES = {size: f"{size.split('-')[0]} of {int(size.split('-')[1]):,} instances" for size in SIZES}
 COSTS = {
     "share": "share of the direct implementation's memory",
