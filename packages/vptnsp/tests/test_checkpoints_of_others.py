@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tenfold import UserError
+from tenfold.checkpoints import load_weights
 from vptnsp.config import LearnerConfig, TrainConfig
 from vptnsp.method.baselines import timm_features
-from vptnsp.models.backbones import build_backbone, class_texts
+from vptnsp.models.backbones import backbone_weights, build_backbone, class_texts, fingerprint, fit_weights
 from vptnsp.models.clip.backbones import ClipTower
 from vptnsp.models.clip.heads import TEMPLATES
-from vptnsp.models.networks import image_size, normalisation
+from vptnsp.models.networks import PromptedViT, image_size, normalisation
 from vptnsp.pipeline.inference import fit_folder, predict_pictures
 from vptnsp.training.learner import NSPLearner
 from vptnsp.training.run import run_closed_form, run_prompts
@@ -128,6 +129,59 @@ def test_timm_weights_from_a_file(tmp_path):
     images = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(vit.detach_prompts()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("form", ["classifier", "nested", "prefixed", "safetensors"])
+def test_weights_of_a_whole_classifier_serve_its_backbone(tmp_path, form):
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=7, depth=1)
+    state = whole.state_dict()
+    path = tmp_path / "weights"
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "nested":
+        torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, path)
+    else:
+        before = "backbone." if form == "prefixed" else ""
+        torch.save({f"{before}{name}": value for name, value in state.items()}, path)
+    bare = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
+    load_weights(bare, fit_weights(backbone_weights(path), bare), path)
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        features = whole.eval().forward_head(whole.forward_features(images), pre_logits=True)
+        assert torch.equal(bare.eval()(images), features)
+
+
+def test_position_embeddings_are_resampled_to_another_picture_size(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    config = LearnerConfig(backbone="vit_tiny_patch16_224", checkpoint=tmp_path / "w.pth", image_size=64)
+    vit = build_backbone(config)
+    assert image_size(vit) == 64
+    place = vit.backbone.pos_embed
+    assert place.shape == (1, 1 + 4 * 4, 192)
+    assert torch.equal(place[:, 0], model.pos_embed[:, 0])
+    with torch.no_grad():
+        assert vit(torch.rand(1, 3, 64, 64)).shape == (1, 192)
+
+
+def test_the_embedded_backbone_has_one_picture_size():
+    with pytest.raises(UserError, match="--image-size 64"):
+        build_backbone(LearnerConfig(image_size=64))
+
+
+def test_a_backbone_is_known_by_all_its_weights_and_its_picture_size():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, img_size=32)
+    vit = PromptedViT.from_timm(model, 2, [0])
+    mark = fingerprint(vit)
+    with torch.no_grad():
+        vit.prompts()["blocks.0"].add_(1)
+    assert fingerprint(vit) == mark, "prompts are what is learnt"
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.bias.add_(1e-3)
+    assert fingerprint(vit) != mark
 
 
 def test_the_embedded_backbone_ships_with_trained_weights():

@@ -30,7 +30,8 @@ class LearnerConfig:
 
     Attributes:
         backbone: A timm VisionTransformer by name, clip:FOLDER-OR-HUB-NAME, or the embedded vptnsp_tiny_patch8_32.
-        checkpoint: A file with the backbone's weights, instead of timm's own.
+        checkpoint: A file with the backbone's weights, instead of timm's own; a classifier in it is left out.
+        image_size: Side of the pictures that a timm backbone takes, its own when 0; position embeddings are resampled.
         revision: Branch, tag or commit of a backbone that comes from the Hugging Face Hub; the commit that is used is printed.
         num_prompts: Prompts per block.
         blocks: Blocks that get prompts, by index; all by default (for CLIP the first four).
@@ -69,6 +70,7 @@ class LearnerConfig:
 
     backbone: str = "vptnsp_tiny_patch8_32"
     checkpoint: Path | None = None
+    image_size: Size = 0
     revision: str | None = None
     num_prompts: Count = 4
     blocks: Annotated[tuple[int, ...], SEVERAL] = ()

@@ -1,12 +1,14 @@
 """Backbones as a configuration names them, and a mark by which to know them again."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from tenfold import UserError
@@ -15,7 +17,7 @@ from tenfold.hub import model_folder
 from vptnsp.config import LearnerConfig
 from vptnsp.models.clip.heads import TEMPLATES, ClipHead
 from vptnsp.models.compact import EMBEDDED_NAME, finite, load_backbone
-from vptnsp.models.networks import PromptedViT, timm_model
+from vptnsp.models.networks import PromptedViT, image_size, timm_model
 
 CLIP_PREFIX = "clip:"
 
@@ -26,30 +28,61 @@ def build_backbone(config: LearnerConfig) -> PromptedViT:
     Raises:
         UserError: an unknown model, or weights that cannot be read.
     """
+    if config.image_size and (config.backbone == EMBEDDED_NAME or config.backbone.startswith(CLIP_PREFIX)):
+        raise UserError(f"--image-size {config.image_size}: {config.backbone} takes pictures of its own size only")
     torch.manual_seed(config.seed)
     blocks = config.blocks or None
     if config.backbone.startswith(CLIP_PREFIX):
         tower = load_clip(config.backbone, "CLIPVisionModelWithProjection", config.revision)
         return PromptedViT.from_clip(tower, config.num_prompts, blocks, name=config.backbone)
+    size: dict[str, Any] = {"img_size": config.image_size} if config.image_size else {}
     if config.checkpoint is None:
-        return PromptedViT.from_timm(config.backbone, config.num_prompts, blocks, revision=config.revision)
+        return PromptedViT.from_timm(config.backbone, config.num_prompts, blocks, revision=config.revision, **size)
     if config.backbone == EMBEDDED_NAME:
         model: nn.Module = load_backbone(config.checkpoint)
     else:
         # What is in the file is looked at before the network is built.
-        weights = _backbone_weights(config.checkpoint)
-        model, _ = timm_model(config.backbone, pretrained=False)
-        load_weights(model, weights, config.checkpoint)
+        weights = backbone_weights(config.checkpoint)
+        model, _ = timm_model(config.backbone, pretrained=False, kwargs=size)
+        load_weights(model, fit_weights(weights, model), config.checkpoint)
     vit = PromptedViT.from_timm(model, config.num_prompts, blocks)
     vit.name = config.backbone
     return vit
 
 
-def _backbone_weights(path: Path) -> Mapping[str, Tensor]:
+def backbone_weights(path: Path) -> Mapping[str, Tensor]:
     """Weights as training scripts leave them: averaged ones first, names without the prefix of a wrapper."""
     found = read_state_dict(path, ("state_dict_ema", "model_ema", *WRAPPERS))
     plain = {name.removeprefix("module.").removeprefix("_orig_mod."): each for name, each in found.items()}
     return finite(plain, path)
+
+
+def fit_weights(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights of a whole classifier, or of a larger model, as those of a backbone without a head.
+
+    What is put in front of all its names is taken off, the classifier is left out, and position embeddings are resampled to the
+    model's grid of patches (bicubic, as timm does). Whatever else does not fit is for the caller to find.
+
+    Args:
+        weights: by name.
+        model: of timm, without a classifier.
+    """
+    stem = "patch_embed.proj.weight"
+    prefix = next((name.removesuffix(stem) for name in weights if name.endswith(stem)), "")
+    inner = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
+    found = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = (found,) if isinstance(found, str) else tuple(found)
+    own = model.state_dict()
+    fitted = {
+        name: each for name, each in inner.items() if name in own or not name.startswith(tuple(f"{h}." for h in heads))
+    }
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    place = fitted.get("pos_embed")
+    if place is not None and grid and "pos_embed" in own and place.shape[1] != own["pos_embed"].shape[1]:
+        extra = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+        if math.isqrt(place.shape[1] - extra) ** 2 == place.shape[1] - extra:
+            fitted["pos_embed"] = resample_abs_pos_embed(place, list(grid), num_prefix_tokens=extra)
+    return fitted
 
 
 ClipKind = Literal["CLIPVisionModelWithProjection", "CLIPTextModelWithProjection"]
@@ -135,8 +168,11 @@ def _tokenizer(backbone: str, revision: str | None) -> Any:
 
 
 def fingerprint(model: PromptedViT) -> str:
-    """A mark of the backbone's weights: prompts only make sense on the weights they were trained on."""
-    digest = hashlib.sha256()
-    for layer in model.attentions().values():
-        digest.update(layer.attn.qkv.weight.detach().float().cpu().numpy().tobytes())
+    """A mark of the backbone's weights and picture size: prompts only make sense on those that they were trained on."""
+    prompts = {id(prompt) for prompt in model.prompts().values()}
+    digest = hashlib.sha256(str(image_size(model)).encode())
+    for name, value in sorted(model.state_dict(keep_vars=True).items()):
+        if id(value) not in prompts:
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
