@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import jaxtyping
 import pytest
 import timm
 import torch
@@ -135,6 +136,92 @@ def test_the_wrapped_model_works_with_any_optimizer_and_survives_a_copy() -> Non
         optimizer.step()
         assert not torch.equal(wrapped(x), clone(x))
         assert torch.equal(unwrap(clone)(x), clone(x))
+
+
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad]
+
+
+def _fused(kind: type[torch.optim.Optimizer]) -> Callable[[nn.Module, Tensor], None]:
+    def step(model: nn.Module, x: Tensor) -> None:
+        optimizer = kind(_trained_parameters(model), lr=1e-1, fused=True)
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def _shift_data(model: nn.Module, _: Tensor) -> None:
+    for each in _trained_parameters(model):
+        each.data.add_(0.1)
+
+
+def _shift_vector(model: nn.Module, _: Tensor) -> None:
+    parameters = _trained_parameters(model)
+    vector = nn.utils.parameters_to_vector(parameters)
+    nn.utils.vector_to_parameters(vector + 0.1, parameters)
+
+
+UPDATES: dict[str, Callable[[nn.Module, Tensor], None]] = {
+    "fused Adam": _fused(torch.optim.Adam),
+    "fused SGD": _fused(torch.optim.SGD),
+    "fused Adagrad": _fused(torch.optim.Adagrad),
+    "p.data": _shift_data,
+    "vector_to_parameters": _shift_vector,
+}
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("config", [CsKOConfig(layers="all"), CsKOConfig(layers="all", tap="all", channel_ratio=0.5)])
+def test_a_change_of_parameters_has_effect_however_it_is_made(config: CsKOConfig, update: str) -> None:
+    wrapped = wrap(settle(CompactResNet(3, (4, 8))), config)
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        before = wrapped(x)
+        head = copy.deepcopy(wrapped.fc.state_dict())
+    UPDATES[update](wrapped, x)
+    with torch.no_grad():
+        # The head as it was: a new one would hide kernels that are not refreshed.
+        wrapped.fc.load_state_dict(head)
+        after = wrapped(x)
+        assert not torch.allclose(after, before, atol=1e-3)
+        assert torch.equal(after, unwrap(wrapped)(x))
+        again = wrap(settle(CompactResNet(3, (4, 8))), config)
+        again.load_state_dict(wrapped.state_dict())
+        assert torch.equal(again(x), after)
+
+
+def test_a_compiled_model_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shapes are checked by code that the compiler cannot read.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    for config in (CsKOConfig(layers="all"), CsKOConfig(layers="all", tap="all", channel_ratio=0.5)):
+        wrapped = wrap(net, config)
+        compiled = torch.compile(wrapped, backend="aot_eager")
+        before = compiled(x).detach()
+        compiled(x).sum().backward()
+        with torch.no_grad():
+            wrapped[0].trained.data.sub_(0.1 * wrapped[0].trained.grad)
+        assert not torch.allclose(compiled(x), before)
+        torch.testing.assert_close(compiled(x), unwrap(wrapped)(x))
+
+
+def test_parameters_can_be_lent_and_what_is_saved_agrees_with_itself() -> None:
+    wrapped = wrap(settle(CompactResNet(3, (4, 8))), CsKOConfig(layers="all"))
+    x = torch.randn(2, 3, 12, 12)
+    lent = {name: each.detach() * 1.5 for name, each in wrapped.named_parameters() if each.requires_grad}
+    with torch.no_grad():
+        before = wrapped(x)
+        other = torch.func.functional_call(wrapped, lent, (x,))
+        assert torch.equal(wrapped(x), before)
+        torch.func.functional_call(wrapped, lent, (x,))
+    state = wrapped.state_dict()
+    for name, layer in partial_layers(wrapped).items():
+        assert torch.equal(state[f"{name}.frozen"][:, :, *layer.tap], state[f"{name}.trained"])
+    wrapped.load_state_dict(lent, strict=False)
+    assert torch.equal(wrapped(x), other)
+    assert torch.equal(unwrap(wrapped)(x), other)
 
 
 def test_stock_layout_loads_into_the_stock_architecture_and_computes_the_same() -> None:

@@ -148,5 +148,10 @@ def _input_slice(outputs: Pair, stride: int, offset: int) -> slice:
     return slice(first * stride + offset, (end - 1) * stride + offset + 1, stride)
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether a tensor stands for others in `torch.compile` or a transform of `torch.func`: captured tensors are fixed then."""
+    return torch.compiler.is_compiling() or torch.func.debug_unwrap(x, recurse=False) is not x
+
+
 def _owns_its_storage(x: Tensor) -> bool:
-    return x.untyped_storage().nbytes() <= x.numel() * x.element_size()
+    return not is_transformed(x) and x.untyped_storage().nbytes() <= x.numel() * x.element_size()
