@@ -285,6 +285,104 @@ def test_frozen_statistics_never_drift_whatever_the_mode() -> None:
     assert not changed_elements(before, wrapped.state_dict())
 
 
+def test_batch_statistics_are_refused_by_name() -> None:
+    for norm in (nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, track_running_stats=False).train()):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        for config in (CsKOConfig(layers="all"), CsKOConfig(layers="all", fold_bn=False)):
+            with pytest.raises(UserError, match="1: BatchNorm2d without running statistics"):
+                wrap(model.eval(), config)
+
+
+def _net_with(norm: nn.Module) -> nn.Module:
+    """A network with a normalisation of maps that no convolution precedes, and one of features."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm, nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(4, 3, 9, 9))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("norm", "action"),
+    [
+        (nn.BatchNorm2d(8), "frozen"),
+        (nn.BatchNorm2d(8, affine=False), "frozen"),
+        (nn.InstanceNorm2d(8, affine=True, track_running_stats=True), "frozen"),
+        (nn.InstanceNorm2d(8), "kept"),
+        (nn.GroupNorm(2, 8), "kept"),
+        (timm.layers.EvoNorm2dB0(8), "frozen"),
+        (timm.layers.BatchNormAct2d(8), "frozen"),
+    ],
+)
+def test_every_normalisation_is_reported_computes_the_same_and_never_drifts(norm: nn.Module, action: str) -> None:
+    model = _net_with(norm)
+    wrapped = wrap(model, CsKOConfig(layers="all"))
+    actions = {note.name: note.action for note in report_of(wrapped).notes}
+    assert actions["0.2"] == action
+    assert actions["0.4"] == "folded"
+    assert actions["3"] == "frozen"
+    x = torch.randn(2, 3, 9, 9)
+    before = copy.deepcopy(wrapped.state_dict())
+    torch.testing.assert_close(wrapped.train()(x), model(x), atol=1e-5, rtol=1e-5)
+    assert not changed_elements(before, wrapped.state_dict())
+    plain = unwrap(wrapped).eval()
+    torch.testing.assert_close(plain(x), model(x), atol=1e-5, rtol=1e-5)
+    assert all(not type(each).__module__.startswith("cskopt") for each in plain.modules())
+
+
+def test_a_wrapped_layer_answers_as_the_stock_layer_and_keeps_its_hooks() -> None:
+    body = [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, (3, 5), groups=2, dilation=(2, 1))]
+    model = nn.Sequential(
+        *body, nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)
+    ).eval()
+    called = []
+    for place in range(5):
+        model[place].register_forward_hook(lambda *_, place=place: called.append(place))
+    wrapped = wrap(model, CsKOConfig(layers=("1",)), inplace=False)
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "in_channels", "out_channels"):
+        assert [getattr(wrapped[i], name) for i in (0, 1)] == [getattr(model[i], name) for i in (0, 1)]
+    assert (wrapped[3].kernel_size, wrapped[3].stride, wrapped[4].kernel_size) == ((3, 3), (2, 2), (2, 2))
+    x = torch.randn(1, 3, 25, 13)
+    for each in (wrapped, unwrap(wrapped)):
+        called.clear()
+        each(x)
+        assert called == [0, 1, 2, 3, 4]
+    alone = x[0].requires_grad_()
+    maps = wrapped[:5](alone)
+    torch.testing.assert_close(maps, wrapped[:5](x)[0])
+    maps.sum().backward()
+    assert alone.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("config", [CsKOConfig(layers="all"), CsKOConfig(layers="2", tap="all", channel_ratio=0.5)])
+def test_gradients_of_functions_are_those_of_training(config: CsKOConfig) -> None:
+    body = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU6(),
+        nn.AvgPool2d(2),
+    ]
+    wrapped = wrap(nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 2)).double().eval(), config)
+    parameters = {name: each for name, each in wrapped.named_parameters() if each.requires_grad}
+    x, y = torch.randn(3, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 1, 1])
+
+    def loss(values: dict[str, Tensor], pictures: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(wrapped, values, (pictures,)), labels)
+
+    def loss_of_one(values: dict[str, Tensor], picture: Tensor, label: Tensor) -> Tensor:
+        return loss(values, picture[None], label[None])
+
+    loss(parameters, x, y).backward()
+    whole = torch.func.grad(loss)(parameters, x, y)
+    one_by_one = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, x, y)
+    for name, each in parameters.items():
+        torch.testing.assert_close(whole[name], each.grad)
+        torch.testing.assert_close(one_by_one[name].mean(0), each.grad)
+
+
 def test_the_baselines_are_wrapped_as_what_they_train() -> None:
     model = settle(mobilenet_v2(num_classes=3))
     kinds = {

@@ -185,7 +185,9 @@ class ChannelConv2d(PartialConv2d):
         """W[:, S]."""
         return _channels(self.index)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        """Convolve."""
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o ho wo"]:
+        """Convolve a batch or one map."""
+        if x.ndim == 3:
+            return self(x[None])[0]
         trains = self.trained.requires_grad and torch.is_grad_enabled()
         return _ChannelConv.apply(x, self.frozen, self.bias, self.trained, self.index, self.geometry, trains)[0]

@@ -273,8 +273,10 @@ class CenterConv2d(PartialConv2d):
         """See `centre_region`."""
         return centre_region(self.frozen.shape, self.index, self.geometry, self.tap)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        """Convolve (see `center_conv2d`)."""
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o ho wo"]:
+        """Convolve a batch or one map (see `center_conv2d`)."""
+        if x.ndim == 3:
+            return self(x[None])[0]
         return center_conv2d(
             x,
             self.frozen,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cskopt.method.kernel_elements import ConvGeometry, geometry_of, is_transformed
+from cskopt.method.kernel_elements import ConvGeometry, StockConvolution, geometry_of, is_transformed
 from tenfold import UserError
 
 Layer = TypeVar("Layer", bound="PartialConv2d")
@@ -38,7 +38,7 @@ def whole_kernel(
     return frozen
 
 
-class PartialConv2d(nn.Module):
+class PartialConv2d(StockConvolution):
     """A convolution with a frozen kernel, a part of which is a parameter.
 
     Attributes:
@@ -112,6 +112,19 @@ class PartialConv2d(nn.Module):
         whole = self.weight if hasattr(self, "trained") else self.frozen
         self.index = None if index is None else index.sort().values.to(whole.device)
         self.trained = nn.Parameter(whole[self.region()].clone())
+
+    def elements(self) -> Float[Tensor, "..."]:
+        """A copy of all elements that could be trained, those of every channel: what `rewind` needs."""
+        index, self.index = self.index, None
+        region, self.index = self.region(), index
+        return self.weight[region].clone()
+
+    @torch.no_grad()
+    def rewind(self, index: Int[Tensor, " s"] | None, elements: Float[Tensor, "..."]) -> None:
+        """Go back to an earlier choice of channels and the `elements` of then. `trained` becomes a new parameter."""
+        self.select(None)
+        self.trained.copy_(elements)
+        self.select(index)
 
     def _check(self, index: Tensor) -> None:
         groups, channels = self.geometry.groups, self.in_channels

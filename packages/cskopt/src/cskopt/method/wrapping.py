@@ -15,7 +15,7 @@ from cskopt.method.baselines import ChannelConv2d
 from cskopt.method.center_conv import CenterConv2d
 from cskopt.method.memory_efficient import FrozenConv2d, LeanAvgPool2d, LeanMaxPool2d, LeanReLU, LeanReLU6
 from cskopt.method.partial_conv import PartialConv2d
-from cskopt.models.folding import fold_batch_norm, freeze_batch_norm, set_submodule, thaw_batch_norm
+from cskopt.models.folding import fix_other_norms, fold_batch_norm, freeze_batch_norm, set_submodule, thaw_batch_norm
 from cskopt.models.heads import find_head, head_of
 from tenfold import UserError
 
@@ -97,7 +97,7 @@ def wrap(
     if not inplace:
         model = copy.deepcopy(model)
     head = find_head(model, head)
-    notes = _settle_batch_norm(model, config)
+    notes = _settle_norms(model, config)
     targets = target_layers(model, config.layers)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -245,13 +245,21 @@ def _refuse_unusable(model: nn.Module, config: CsKOConfig) -> None:
         )
 
 
-def _settle_batch_norm(model: nn.Module, config: CsKOConfig) -> list[LayerNote]:
-    if not config.fold_bn:
-        return [LayerNote(name, "frozen", "batch normalisation, not folded") for name in freeze_batch_norm(model)]
-    report = fold_batch_norm(model)
-    reason = "no convolution of its own before it" if report.traced else "the model cannot be traced"
-    return [LayerNote(norm, "folded", f"into {conv}") for conv, norm in report.folded] + [
-        LayerNote(name, "frozen", f"batch normalisation: {reason}") for name in report.frozen
+def _settle_norms(model: nn.Module, config: CsKOConfig) -> list[LayerNote]:
+    if config.fold_bn:
+        report = fold_batch_norm(model)
+        reason = "no convolution of its own before it" if report.traced else "the model cannot be traced"
+        notes = [LayerNote(norm, "folded", f"into {conv}") for conv, norm in report.folded]
+        notes += [LayerNote(name, "frozen", f"batch normalisation: {reason}") for name in report.frozen]
+    else:
+        notes = [LayerNote(name, "frozen", "batch normalisation, not folded") for name in freeze_batch_norm(model)]
+    fixed = fix_other_norms(model)
+    notes += [LayerNote(name, "frozen", "stays in evaluation mode, its statistics are fixed") for name in fixed]
+    return notes + [
+        LayerNote(name, "kept", f"{type(module).__name__} has no running statistics and keeps its input")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm2d | nn.RMSNorm | nn.LocalResponseNorm)
+        and name.removesuffix(".norm") not in fixed
     ]
 
 
@@ -317,7 +325,7 @@ def lean_form(module: nn.Module, config: CsKOConfig) -> nn.Module | None:
         return LeanReLU6(module.inplace, storage)
     if type(module) is nn.MaxPool2d and not module.return_indices:
         pool = LeanMaxPool2d(module)
-        return pool if pool.kernel[0] * pool.kernel[1] <= 255 else None
+        return pool if pool.kernel_size[0] * pool.kernel_size[1] <= 255 else None
     return LeanAvgPool2d(module) if type(module) is nn.AvgPool2d else None
 
 

@@ -92,6 +92,19 @@ class _Capture:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """While the block runs, the model is in evaluation mode; afterwards each of its layers is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            # A layer that was put in meanwhile, such as a grown head, follows the model.
+            module.training = modes.get(module, modes[model])
+
+
+@contextmanager
 def captured_features(model: nn.Module, head: str) -> Generator[_Capture]:
     """While the block runs, keep the features (input of the head) of each forward pass of `model`."""
     capture = _Capture()
