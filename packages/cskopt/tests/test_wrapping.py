@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, resnet18, vgg11
+from torchvision.models import mobilenet_v2, resnet18, resnet101, squeezenet1_1, vgg11
 from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.config import CsKOConfig
@@ -329,6 +329,75 @@ def test_every_normalisation_is_reported_computes_the_same_and_never_drifts(norm
     plain = unwrap(wrapped).eval()
     torch.testing.assert_close(plain(x), model(x), atol=1e-5, rtol=1e-5)
     assert all(not type(each).__module__.startswith("cskopt") for each in plain.modules())
+
+
+class _Registered(nn.Module):
+    """Layers whose order of registration says nothing about their use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+        self.first, self.between = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.auxiliary = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3))
+        self.projection = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        maps = self.between(self.first(x).relu())
+        logits = self.fc(self.last(maps.relu()).mean((2, 3)))
+        return (logits, self.projection(self.auxiliary(maps).mean((2, 3)))) if self.training else logits
+
+
+def test_head_and_targets_follow_the_flow_of_data() -> None:
+    for model in (_Registered().eval(), _Registered().train()):
+        wrapped = wrap(model, CsKOConfig(layers="all"))
+        assert report_of(wrapped).head == "fc"
+        assert report_of(wrapped).targets == ("first", "between", "last")
+        assert report_of(wrap(model, CsKOConfig(layers=2))).targets == ("between", "last")
+        trained = {name for name, each in wrapped.named_parameters() if each.requires_grad}
+        assert trained == {"fc.weight", "fc.bias", "first.trained", "between.trained", "last.trained"}
+
+
+def test_refusals_of_large_networks_are_short() -> None:
+    with torch.device("meta"):
+        networks = squeezenet1_1(num_classes=2), resnet101(num_classes=2)
+    for model, config in zip(networks, (CsKOConfig(), CsKOConfig(layers="nothing_like_it")), strict=True):
+        with pytest.raises(
+            UserError, match=r"its last layer is classifier\.1, a Conv2d|no convolution matches"
+        ) as caught:
+            wrap(model.eval(), config)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        lambda conv: nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_computed_weights_become_plain_ones(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    for place in (0, 2):
+        change(model[place])
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    model.eval()
+    wrapped = wrap(model, CsKOConfig(layers=1), x)
+    torch.testing.assert_close(wrapped.train()(x), model(x), atol=1e-5, rtol=1e-5)
+    assert [type(wrapped[place]) for place in (0, 2)] == [FrozenConv2d, CenterConv2d]
+    assert [(n.action, n.name) for n in report_of(wrapped).notes if n.name in "02"] == [
+        ("folded", "0"),
+        ("folded", "2"),
+        ("frozen", "0"),
+        ("trained", "2"),
+    ]
+    wrapped(x).sum().backward()
+    assert wrapped[2].trained.grad is not None
+    torch.testing.assert_close(unwrap(wrapped).eval()(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrapped_layer_answers_as_the_stock_layer_and_keeps_its_hooks() -> None:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.models.tracing import trace
@@ -46,7 +50,7 @@ def foldable_pairs(model: nn.Module) -> list[tuple[str, str]] | None:
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
             continue
         names = str(source.target), str(node.target)
-        is_conv = type(modules[names[0]]) is nn.Conv2d
+        is_conv = type(modules[names[0]]) in (nn.Conv2d, Conv2dSame)
         # A module that is called twice may be followed by something else the other time.
         if is_conv and all(calls.count(name) == 1 for name in names) and modules[names[1]].running_mean is not None:
             pairs.append(names)
@@ -184,6 +188,32 @@ def fix_other_norms(model: nn.Module) -> tuple[str, ...]:
     for name in names:
         set_submodule(model, name, FixedNorm(model.get_submodule(name)))
     return names
+
+
+def settle_weights(model: nn.Module) -> tuple[str, ...]:
+    """Make computed weights plain ones, in place, with their present values; return the names of the layers.
+
+    Weight normalisation, spectral normalisation, pruning and other parametrisations compute a weight at every forward pass.
+    """
+    changed = []
+    for name, module in list(model.named_modules()):
+        before = [each for each, _ in module.named_parameters(recurse=False)]
+        if parametrize.is_parametrized(module):
+            # A copied layer shares its class with the original, and removal changes the class.
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+            for each in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, each, leave_parametrized=True)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+        if before != [each for each, _ in module.named_parameters(recurse=False)]:
+            changed.append(name)
+    return tuple(changed)
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:
