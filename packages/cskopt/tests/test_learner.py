@@ -260,6 +260,115 @@ def test_training_in_bf16_keeps_weights_in_32_bits(monkeypatch: pytest.MonkeyPat
     assert all(each.dtype == torch.float32 for each in unwrap(learner.model).parameters())
 
 
+class _WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.fc = nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.conv(x).relu().mean((2, 3))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_prototypes_are_features_of_evaluation_and_the_mode_stays(training: bool) -> None:
+    learner = IncrementalLearner(_WithDropout(), CsKOConfig(layers="all"), accelerator=Accelerator(cpu=True))
+    learner.train(training)
+    learner.begin(loader_of(range(3)), range(3))
+    learner.fit_session(loader_of(range(3, 5)), range(3, 5), RECIPE)
+    assert {each.training for each in learner.model.modules()} == {training}
+    plain = learner.plain_model()
+    x, y = loader_of(range(3, 5)).dataset.tensors
+    with torch.no_grad():
+        features = plain.conv(x).relu().mean((2, 3))
+    expected = torch.stack([features[y == each].mean(0) for each in (3, 4)])
+    torch.testing.assert_close(learner.prototypes.means[3:], expected, atol=1e-5, rtol=1e-5)
+
+
+def _whole_state(learner: IncrementalLearner) -> dict[str, Tensor]:
+    """All that a learner is, by name."""
+    state = dict(learner.plain_model().state_dict())
+    state |= {f"layer {name}": each for name, each in learner.model.state_dict().items() if "frozen" not in name}
+    state |= {f"prototypes {name}": each.clone() for name, each in learner.prototypes.state_dict().items()}
+    state |= {f"covariance {name}": each for name, each in learner.covariance.matrices.items()}
+    state |= {f"gpm {name}": each for name, each in learner._gpm.items()}
+    state |= {f"anchor {name}": each for name, each in learner._anchor.anchors.items()}
+    state |= {f"importance {name}": each for name, each in learner._anchor.importance.items()}
+    return {name: each.clone() for name, each in state.items()} | {"sessions": torch.tensor(learner.classes_seen)}
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _with_foreign_label(label: int) -> DataLoader:
+    """The last of several batches holds a label that is not of the session."""
+    x, y = loader_of(range(3, 5)).dataset.tensors
+    return DataLoader(TensorDataset(x, torch.cat([y[:-1], torch.tensor([label])])), 6)
+
+
+FAILURES: dict[str, tuple[Callable[[IncrementalLearner], object], type[BaseException], str]] = {
+    "interrupt": (
+        lambda ln: ln.fit_session(loader_of(range(3, 5)), range(3, 5), RECIPE, _interrupt),
+        KeyboardInterrupt,
+        "",
+    ),
+    "class without pictures": (
+        lambda ln: ln.fit_session(loader_of(range(3, 5)), range(3, 6), RECIPE),
+        UserError,
+        "labels 5 have no picture",
+    ),
+    "old label in a later batch": (
+        lambda ln: ln.fit_session(_with_foreign_label(0), range(3, 5), RECIPE),
+        UserError,
+        "labels 0, which are not of this session",
+    ),
+    "unknown label in a later batch": (
+        lambda ln: ln.fit_session(_with_foreign_label(9), range(3, 5), RECIPE),
+        UserError,
+        "labels 9, which are not of this session",
+    ),
+    "divergence": (
+        lambda ln: ln.fit_session(loader_of(range(3, 5)), range(3, 5), SessionRecipe(epochs=3, lr=1e30, head_lr=1e30)),
+        FloatingPointError,
+        "",
+    ),
+    "generator": (
+        lambda ln: ln.fit_session((each for each in loader_of(range(3, 5))), range(3, 5), RECIPE),
+        UserError,
+        "generator, which one pass uses up",
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("method", ["csko", "head", "gpm", "ewc", "all-taps"])
+def test_a_session_that_fails_leaves_the_learner_as_it_was_and_the_retry_works(method: str, failure: str) -> None:
+    learner, other = learner_after_base(METHODS[method]), learner_after_base(METHODS[method])
+    before = _whole_state(learner)
+    call, kind, message = FAILURES[failure]
+    with pytest.raises(kind, match=message):
+        call(learner)
+    after = _whole_state(learner)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert int(learner.predict(torch.randn(50, 3, 16, 16) * 5).max()) < 3
+    for each in (learner, other):
+        torch.manual_seed(3)
+        each.fit_session(loader_of(range(3, 5)), range(3, 5), RECIPE)
+    one, two = _whole_state(learner), _whole_state(other)
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_a_base_session_that_fails_can_be_begun_again() -> None:
+    learner = IncrementalLearner(base_model(), accelerator=Accelerator(cpu=True))
+    with pytest.raises(UserError, match="labels 2 have no picture"):
+        learner.begin(loader_of(range(2)), range(3))
+    with pytest.raises(UserError, match="generator"):
+        learner.begin((each for each in loader_of(range(3))), range(3))
+    learner.begin(loader_of(range(3)), range(3))
+    assert learner.prototypes.means.equal(learner_after_base().prototypes.means)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -1,15 +1,17 @@
 """Memory and multiply-adds: measured bytes are the formula's, to the byte."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
+from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.benchmark.comparison import SCHEMES, compare_schemes, scheme_model
 from cskopt.benchmark.cost_model import layer_costs
 from cskopt.benchmark.profiling import count_macs, measure_saved_bytes, peak_allocated, peak_rss, profile_training
 from cskopt.config import CsKOConfig
-from cskopt.method.wrapping import wrap
+from cskopt.method.wrapping import report_of, unwrap, wrap
 from cskopt.models.networks import CompactResNet
 from tenfold import UserError
 
@@ -18,6 +20,16 @@ from tenfold import UserError
 def resnet_batch() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     return torch.randn(8, 3, 96, 96), torch.randint(0, 100, (8,))
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Give batch normalisation statistics that are not 0 and 1, and scales that let a gradient through (some begin at 0)."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
 
 
 def saved(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> int:
@@ -98,3 +110,41 @@ def test_what_cannot_be_profiled_is_refused() -> None:
         compare_schemes("compact", ["best"], 16, 2)
     with pytest.raises(UserError, match="--image-size 1"):
         compare_schemes("compact", ["full"], 1, 1)  # nothing to normalise a batch of one value by
+
+
+MOBILE = (
+    "tf_efficientnet_lite0",
+    "efficientnet_lite0",
+    "tf_mobilenetv3_small_minimal_100",
+    "mobilenetv1_100",
+    "mobilenetv2_050",
+    "mobilenetv4_conv_small",
+    "mnasnet_small",
+    "semnasnet_050",
+    "spnasnet_100",
+    "fbnetc_100",
+    "regnetx_002",
+    "resnet10t",
+    "resnet18d",
+)
+
+
+@pytest.mark.parametrize("name", MOBILE)
+def test_networks_of_timm_are_folded_whole_trained_exact_and_keep_the_bytes_of_the_formula(name: str) -> None:
+    # In 64 bits rounding is far below the bound, however a machine sums.
+    original = settle(timm.create_model(name, num_classes=3)).double()
+    x, y = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 2])
+    wrapped = wrap(original, example_input=x)
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(x), original(x), atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(each, nn.BatchNorm2d | FrozenBatchNorm2d) for each in wrapped.modules())
+    assert saved(wrapped, (x, y)) == sum(each.kept_bytes for each in layer_costs(wrapped, x))
+    before = {key: each.clone() for key, each in unwrap(wrapped).state_dict().items()}
+    optimizer = torch.optim.Adam([each for each in wrapped.parameters() if each.requires_grad], 1e-3)
+    nn.functional.cross_entropy(wrapped(x), y).backward()
+    optimizer.step()
+    plain, report = unwrap(wrapped).eval(), report_of(wrapped)
+    changed = {key for key, each in plain.state_dict().items() if not torch.equal(each, before[key])}
+    assert changed == {f"{each}.weight" for each in (*report.targets, report.head)} | {f"{report.head}.bias"}
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped.train()(x), plain(x), atol=1e-5, rtol=1e-5)

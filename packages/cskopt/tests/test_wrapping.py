@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable
 
+import jaxtyping
 import pytest
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, resnet18, vgg11
+from torchvision.models import mobilenet_v2, resnet18, resnet101, squeezenet1_1, vgg11
 from torchvision.ops import FrozenBatchNorm2d
 
 from cskopt.config import CsKOConfig
@@ -137,6 +138,92 @@ def test_the_wrapped_model_works_with_any_optimizer_and_survives_a_copy() -> Non
         assert torch.equal(unwrap(clone)(x), clone(x))
 
 
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad]
+
+
+def _fused(kind: type[torch.optim.Optimizer]) -> Callable[[nn.Module, Tensor], None]:
+    def step(model: nn.Module, x: Tensor) -> None:
+        optimizer = kind(_trained_parameters(model), lr=1e-1, fused=True)
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def _shift_data(model: nn.Module, _: Tensor) -> None:
+    for each in _trained_parameters(model):
+        each.data.add_(0.1)
+
+
+def _shift_vector(model: nn.Module, _: Tensor) -> None:
+    parameters = _trained_parameters(model)
+    vector = nn.utils.parameters_to_vector(parameters)
+    nn.utils.vector_to_parameters(vector + 0.1, parameters)
+
+
+UPDATES: dict[str, Callable[[nn.Module, Tensor], None]] = {
+    "fused Adam": _fused(torch.optim.Adam),
+    "fused SGD": _fused(torch.optim.SGD),
+    "fused Adagrad": _fused(torch.optim.Adagrad),
+    "p.data": _shift_data,
+    "vector_to_parameters": _shift_vector,
+}
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("config", [CsKOConfig(layers="all"), CsKOConfig(layers="all", tap="all", channel_ratio=0.5)])
+def test_a_change_of_parameters_has_effect_however_it_is_made(config: CsKOConfig, update: str) -> None:
+    wrapped = wrap(settle(CompactResNet(3, (4, 8))), config)
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        before = wrapped(x)
+        head = copy.deepcopy(wrapped.fc.state_dict())
+    UPDATES[update](wrapped, x)
+    with torch.no_grad():
+        # The head as it was: a new one would hide kernels that are not refreshed.
+        wrapped.fc.load_state_dict(head)
+        after = wrapped(x)
+        assert not torch.allclose(after, before, atol=1e-3)
+        assert torch.equal(after, unwrap(wrapped)(x))
+        again = wrap(settle(CompactResNet(3, (4, 8))), config)
+        again.load_state_dict(wrapped.state_dict())
+        assert torch.equal(again(x), after)
+
+
+def test_a_compiled_model_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shapes are checked by code that the compiler cannot read.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    for config in (CsKOConfig(layers="all"), CsKOConfig(layers="all", tap="all", channel_ratio=0.5)):
+        wrapped = wrap(net, config)
+        compiled = torch.compile(wrapped, backend="aot_eager")
+        before = compiled(x).detach()
+        compiled(x).sum().backward()
+        with torch.no_grad():
+            wrapped[0].trained.data.sub_(0.1 * wrapped[0].trained.grad)
+        assert not torch.allclose(compiled(x), before)
+        torch.testing.assert_close(compiled(x), unwrap(wrapped)(x))
+
+
+def test_parameters_can_be_lent_and_what_is_saved_agrees_with_itself() -> None:
+    wrapped = wrap(settle(CompactResNet(3, (4, 8))), CsKOConfig(layers="all"))
+    x = torch.randn(2, 3, 12, 12)
+    lent = {name: each.detach() * 1.5 for name, each in wrapped.named_parameters() if each.requires_grad}
+    with torch.no_grad():
+        before = wrapped(x)
+        other = torch.func.functional_call(wrapped, lent, (x,))
+        assert torch.equal(wrapped(x), before)
+        torch.func.functional_call(wrapped, lent, (x,))
+    state = wrapped.state_dict()
+    for name, layer in partial_layers(wrapped).items():
+        assert torch.equal(state[f"{name}.frozen"][:, :, *layer.tap], state[f"{name}.trained"])
+    wrapped.load_state_dict(lent, strict=False)
+    assert torch.equal(wrapped(x), other)
+    assert torch.equal(unwrap(wrapped)(x), other)
+
+
 def test_stock_layout_loads_into_the_stock_architecture_and_computes_the_same() -> None:
     original = settle(resnet18(num_classes=3))
     x = torch.randn(1, 3, 32, 32)
@@ -196,6 +283,173 @@ def test_frozen_statistics_never_drift_whatever_the_mode() -> None:
     before = copy.deepcopy(wrapped.state_dict())
     wrapped(torch.randn(4, 3, 16, 16))
     assert not changed_elements(before, wrapped.state_dict())
+
+
+def test_batch_statistics_are_refused_by_name() -> None:
+    for norm in (nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, track_running_stats=False).train()):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        for config in (CsKOConfig(layers="all"), CsKOConfig(layers="all", fold_bn=False)):
+            with pytest.raises(UserError, match="1: BatchNorm2d without running statistics"):
+                wrap(model.eval(), config)
+
+
+def _net_with(norm: nn.Module) -> nn.Module:
+    """A network with a normalisation of maps that no convolution precedes, and one of features."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm, nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(4, 3, 9, 9))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("norm", "action"),
+    [
+        (nn.BatchNorm2d(8), "frozen"),
+        (nn.BatchNorm2d(8, affine=False), "frozen"),
+        (nn.InstanceNorm2d(8, affine=True, track_running_stats=True), "frozen"),
+        (nn.InstanceNorm2d(8), "kept"),
+        (nn.GroupNorm(2, 8), "kept"),
+        (timm.layers.EvoNorm2dB0(8), "frozen"),
+        (timm.layers.BatchNormAct2d(8), "frozen"),
+    ],
+)
+def test_every_normalisation_is_reported_computes_the_same_and_never_drifts(norm: nn.Module, action: str) -> None:
+    model = _net_with(norm)
+    wrapped = wrap(model, CsKOConfig(layers="all"))
+    actions = {note.name: note.action for note in report_of(wrapped).notes}
+    assert actions["0.2"] == action
+    assert actions["0.4"] == "folded"
+    assert actions["3"] == "frozen"
+    x = torch.randn(2, 3, 9, 9)
+    before = copy.deepcopy(wrapped.state_dict())
+    torch.testing.assert_close(wrapped.train()(x), model(x), atol=1e-5, rtol=1e-5)
+    assert not changed_elements(before, wrapped.state_dict())
+    plain = unwrap(wrapped).eval()
+    torch.testing.assert_close(plain(x), model(x), atol=1e-5, rtol=1e-5)
+    assert all(not type(each).__module__.startswith("cskopt") for each in plain.modules())
+
+
+class _Registered(nn.Module):
+    """Layers whose order of registration says nothing about their use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+        self.first, self.between = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.auxiliary = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3))
+        self.projection = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        maps = self.between(self.first(x).relu())
+        logits = self.fc(self.last(maps.relu()).mean((2, 3)))
+        return (logits, self.projection(self.auxiliary(maps).mean((2, 3)))) if self.training else logits
+
+
+def test_head_and_targets_follow_the_flow_of_data() -> None:
+    for model in (_Registered().eval(), _Registered().train()):
+        wrapped = wrap(model, CsKOConfig(layers="all"))
+        assert report_of(wrapped).head == "fc"
+        assert report_of(wrapped).targets == ("first", "between", "last")
+        assert report_of(wrap(model, CsKOConfig(layers=2))).targets == ("between", "last")
+        trained = {name for name, each in wrapped.named_parameters() if each.requires_grad}
+        assert trained == {"fc.weight", "fc.bias", "first.trained", "between.trained", "last.trained"}
+
+
+def test_refusals_of_large_networks_are_short() -> None:
+    with torch.device("meta"):
+        networks = squeezenet1_1(num_classes=2), resnet101(num_classes=2)
+    for model, config in zip(networks, (CsKOConfig(), CsKOConfig(layers="nothing_like_it")), strict=True):
+        with pytest.raises(
+            UserError, match=r"its last layer is classifier\.1, a Conv2d|no convolution matches"
+        ) as caught:
+            wrap(model.eval(), config)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        lambda conv: nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_computed_weights_become_plain_ones(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    for place in (0, 2):
+        change(model[place])
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    model.eval()
+    wrapped = wrap(model, CsKOConfig(layers=1), x)
+    torch.testing.assert_close(wrapped.train()(x), model(x), atol=1e-5, rtol=1e-5)
+    assert [type(wrapped[place]) for place in (0, 2)] == [FrozenConv2d, CenterConv2d]
+    assert [(n.action, n.name) for n in report_of(wrapped).notes if n.name in "02"] == [
+        ("folded", "0"),
+        ("folded", "2"),
+        ("frozen", "0"),
+        ("trained", "2"),
+    ]
+    wrapped(x).sum().backward()
+    assert wrapped[2].trained.grad is not None
+    torch.testing.assert_close(unwrap(wrapped).eval()(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrapped_layer_answers_as_the_stock_layer_and_keeps_its_hooks() -> None:
+    body = [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, (3, 5), groups=2, dilation=(2, 1))]
+    model = nn.Sequential(
+        *body, nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)
+    ).eval()
+    called = []
+    for place in range(5):
+        model[place].register_forward_hook(lambda *_, place=place: called.append(place))
+    wrapped = wrap(model, CsKOConfig(layers=("1",)), inplace=False)
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "in_channels", "out_channels"):
+        assert [getattr(wrapped[i], name) for i in (0, 1)] == [getattr(model[i], name) for i in (0, 1)]
+    assert (wrapped[3].kernel_size, wrapped[3].stride, wrapped[4].kernel_size) == ((3, 3), (2, 2), (2, 2))
+    x = torch.randn(1, 3, 25, 13)
+    for each in (wrapped, unwrap(wrapped)):
+        called.clear()
+        each(x)
+        assert called == [0, 1, 2, 3, 4]
+    alone = x[0].requires_grad_()
+    maps = wrapped[:5](alone)
+    torch.testing.assert_close(maps, wrapped[:5](x)[0])
+    maps.sum().backward()
+    assert alone.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("config", [CsKOConfig(layers="all"), CsKOConfig(layers="2", tap="all", channel_ratio=0.5)])
+def test_gradients_of_functions_are_those_of_training(config: CsKOConfig) -> None:
+    body = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU6(),
+        nn.AvgPool2d(2),
+    ]
+    wrapped = wrap(nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 2)).double().eval(), config)
+    parameters = {name: each for name, each in wrapped.named_parameters() if each.requires_grad}
+    x, y = torch.randn(3, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 1, 1])
+
+    def loss(values: dict[str, Tensor], pictures: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(wrapped, values, (pictures,)), labels)
+
+    def loss_of_one(values: dict[str, Tensor], picture: Tensor, label: Tensor) -> Tensor:
+        return loss(values, picture[None], label[None])
+
+    loss(parameters, x, y).backward()
+    whole = torch.func.grad(loss)(parameters, x, y)
+    one_by_one = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, x, y)
+    for name, each in parameters.items():
+        torch.testing.assert_close(whole[name], each.grad)
+        torch.testing.assert_close(one_by_one[name].mean(0), each.grad)
 
 
 def test_the_baselines_are_wrapped_as_what_they_train() -> None:

@@ -80,7 +80,8 @@ def layer_costs(model: nn.Module, x: Float[Tensor, "n c h w"]) -> list[LayerCost
         for handle in handles:
             handle.remove()
     # Cross-entropy keeps the log-probabilities, the labels and the total weight.
-    costs.append(LayerCost("(loss)", "cross_entropy", logits.nbytes + 8 * len(logits) + 4, 0, 0, 0, 0))
+    kept = logits.nbytes + 8 * len(logits) + logits.element_size()
+    costs.append(LayerCost("(loss)", "cross_entropy", kept, 0, 0, 0, 0))
     return costs
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cskopt.method.center_conv import input_gradient
 from cskopt.method.kernel_elements import ConvGeometry
 from cskopt.method.losses import quadratic_penalty
-from cskopt.method.partial_conv import PartialConv2d
+from cskopt.method.partial_conv import PartialConv2d, whole_kernel
 from tenfold import UserError
 
 
@@ -99,36 +99,53 @@ def logits_of(old_body: nn.Module, inputs: tuple[Tensor, ...], classes: int) -> 
 
 
 class _ChannelConv(torch.autograd.Function):
+    """Forward of the whole kernel, backward of the selected channels. Keeps their input and references to weights."""
+
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        frozen: Tensor,
         bias: Tensor | None,
         trained: Tensor,
         index: Tensor | None,
         geometry: ConvGeometry,
-    ) -> Tensor:
-        y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        kept = None
-        if ctx.needs_input_grad[3]:
-            kept = (x if index is None else x.index_select(1, index)).to(y.dtype)
-        ctx.save_for_backward(kept, weight if ctx.needs_input_grad[0] else None)
-        ctx.geometry, ctx.x_shape, ctx.x_dtype = geometry, x.shape, x.dtype
+        trains: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        whole = whole_kernel(frozen, trained, _channels(index), x)
+        y = F.conv2d(x, whole, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        if not trains:
+            return y, None
+        kept = (x if index is None else x.index_select(1, index)).to(y.dtype)
+        return y, None if kept is x else kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        x, frozen, _, trained, index, ctx.geometry, trains = inputs
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        kernel = (frozen, trained) if ctx.needs_input_grad[0] else (None, None)
+        kept = (x if output[1] is None else output[1]) if trains else None
+        ctx.save_for_backward(kept, *kernel, index)
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         ctx.trained_shape, ctx.trained_dtype = trained.shape, trained.dtype
-        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        kept, frozen, trained, index = ctx.saved_tensors
         g = ctx.geometry
         gx = gbias = gtrained = None
+        if gy is None:
+            return (None,) * 7
         if ctx.needs_input_grad[0]:
-            gx = input_gradient(gy, weight.to(gy.dtype), ctx.x_shape, g).to(ctx.x_dtype)
+            whole = whole_kernel(frozen, trained, _channels(index), gy).to(gy.dtype)
+            gx = input_gradient(gy, whole, ctx.x_shape, g).to(ctx.x_dtype)
         if ctx.needs_input_grad[2]:
             gbias = gy.sum((0, 2, 3))
-        if kept is not None:
+        if kept is not None and ctx.needs_input_grad[3]:
             shape_only = gy.new_empty(1).expand(ctx.trained_shape)
             _, gtrained, _ = torch.ops.aten.convolution_backward(
                 gy,
@@ -144,7 +161,12 @@ class _ChannelConv(torch.autograd.Function):
                 [False, True, False],
             )
             gtrained = gtrained.to(ctx.trained_dtype)
-        return gx, None, gbias, gtrained, None, None
+        return gx, None, gbias, gtrained, None, None, None
+
+
+def _channels(index: Tensor | None) -> tuple[Any, ...]:
+    """W[:, S]."""
+    return slice(None), slice(None) if index is None else index
 
 
 class ChannelConv2d(PartialConv2d):
@@ -161,9 +183,11 @@ class ChannelConv2d(PartialConv2d):
 
     def region(self) -> tuple[Any, ...]:
         """W[:, S]."""
-        return (slice(None), slice(None) if self.index is None else self.index)
+        return _channels(self.index)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        """Convolve."""
-        self.synchronise()
-        return _ChannelConv.apply(x, self.weight, self.bias, self.trained, self.index, self.geometry)
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o ho wo"]:
+        """Convolve a batch or one map."""
+        if x.ndim == 3:
+            return self(x[None])[0]
+        trains = self.trained.requires_grad and torch.is_grad_enabled()
+        return _ChannelConv.apply(x, self.frozen, self.bias, self.trained, self.index, self.geometry, trains)[0]

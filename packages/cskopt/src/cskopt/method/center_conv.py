@@ -4,7 +4,7 @@ conv(a, W) = conv(a, Wf) + conv1x1(a_c, Wc): the gradient of the centre Wc is th
 the forward pass but a_c, the input as the centre tap sees it. One convolution is computed, not two: the centre stays inside W.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cskopt.method.gradient_filter import mean_patches, spread_patches, sum_patches
 from cskopt.method.kernel_elements import ConvGeometry, Pair, centre_tap, tap_input
-from cskopt.method.partial_conv import PartialConv2d
+from cskopt.method.partial_conv import PartialConv2d, whole_kernel
 from tenfold import UserError
 
 InputGrad = Literal["full", "centre"]
@@ -78,68 +78,90 @@ def centre_gradient(
     return gradient[:, :, 0, 0]
 
 
+class _Options(NamedTuple):
+    """How the centre is trained; see `center_conv2d`."""
+
+    tap: Pair
+    input_grad: InputGrad
+    grad_filter: int | None
+    trains: bool
+
+
 class _CentreConv(torch.autograd.Function):
-    """Forward of the whole kernel, backward of its centre. Keeps a_c of the trained channels and a reference to W, no more."""
+    """Forward of the whole kernel, backward of its centre. Keeps a_c of the trained channels and references to weights, no more."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         center: Tensor,
         index: Tensor | None,
         geometry: ConvGeometry,
-        tap: Pair,
-        input_grad: InputGrad,
-        grad_filter: int | None,
-    ) -> Tensor:
-        y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        seen = None
-        if ctx.needs_input_grad[3]:
-            # In the dtype of y: under autocast that is half the memory, and what the stock convolution keeps.
-            seen = tap_input(x, geometry, tap, index).to(y.dtype)
-            if grad_filter is not None:
-                seen = sum_patches(seen, grad_filter)
-        ctx.save_for_backward(seen, weight if ctx.needs_input_grad[0] else None, index)
-        ctx.geometry, ctx.tap, ctx.input_grad, ctx.grad_filter = geometry, tap, input_grad, grad_filter
+        options: _Options,
+    ) -> tuple[Tensor, Tensor | None]:
+        whole = whole_kernel(weight, center, centre_region(weight.shape, index, geometry, options.tap), x)
+        y = F.conv2d(x, whole, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        if not options.trains:
+            return y, None
+        # In the dtype of y: under autocast that is half the memory, and what the stock convolution keeps.
+        seen = tap_input(x, geometry, options.tap, index).to(y.dtype)
+        if options.grad_filter is not None:
+            seen = sum_patches(seen, options.grad_filter)
+        return y, None if seen is x else seen
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        x, weight, _, center, index, ctx.geometry, ctx.options = inputs
+        seen = output[1]
+        if seen is not None:
+            ctx.mark_non_differentiable(seen)
+        ctx.set_materialize_grads(False)
+        kernel = (weight, center) if ctx.needs_input_grad[0] else (None, None)
+        # Where the centre sees exactly the input, that is what is kept.
+        kept = (x if seen is None else seen) if ctx.options.trains else None
+        ctx.save_for_backward(kept, *kernel, index)
         ctx.x_shape, ctx.x_dtype, ctx.center_dtype = x.shape, x.dtype, center.dtype
-        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        seen, weight, index = ctx.saved_tensors
-        geometry, r = ctx.geometry, ctx.grad_filter
-        pooled = gy if r is None else mean_patches(gy, r)
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        seen, weight, center, index = ctx.saved_tensors
+        geometry, r = ctx.geometry, ctx.options.grad_filter
         gx = gbias = gcenter = None
+        if gy is None:
+            return (None,) * 7
+        pooled = gy if r is None else mean_patches(gy, r)
         if ctx.needs_input_grad[0]:
-            gx = _input_gradient(ctx, gy, pooled, weight.to(gy.dtype)).to(ctx.x_dtype)
+            region = centre_region(weight.shape, index, geometry, ctx.options.tap)
+            gx = _input_gradient(ctx, gy, pooled, whole_kernel(weight, center, region, gy).to(gy.dtype)).to(ctx.x_dtype)
         if ctx.needs_input_grad[2]:
             gbias = gy.sum((0, 2, 3))
-        if seen is not None:
+        if seen is not None and ctx.needs_input_grad[3]:
             depthwise = index is not None and geometry.groups > 1
             of_center = (
                 pooled.index_select(1, _outputs_of(index, gy.shape[1] // geometry.groups)) if depthwise else pooled
             )
             gcenter = centre_gradient(of_center, seen, seen.shape[1] if depthwise else geometry.groups)
             gcenter = gcenter.to(ctx.center_dtype)
-        return gx, None, gbias, gcenter, None, None, None, None, None
+        return gx, None, gbias, gcenter, None, None, None
 
 
 def _input_gradient(ctx: Any, gy: Tensor, pooled: Tensor, weight: Tensor) -> Tensor:
     """dL/da: through the whole kernel, or through the 1x1 branch alone, exact or filtered (paper §3.2 and §3.7)."""
-    geometry, (u, v), r = ctx.geometry, ctx.tap, ctx.grad_filter
+    geometry, (u, v), r = ctx.geometry, ctx.options.tap, ctx.options.grad_filter
     centre = weight[:, :, u : u + 1, v : v + 1]
     # The branch sees the input as a 1x1 convolution whose padding is the tap's offset, negative where the tap looks inwards.
-    oh, ow = geometry.offset(ctx.tap)
-    if r is None and ctx.input_grad == "full":
+    oh, ow = geometry.offset(ctx.options.tap)
+    if r is None and ctx.options.input_grad == "full":
         return input_gradient(gy, weight, ctx.x_shape, geometry)
     gy_branch = gy if r is None else spread_patches(pooled, r, gy.shape[2], gy.shape[3])
     branch = _scatter_to_input(
         F.conv_transpose2d(gy_branch, centre, groups=geometry.groups), ctx.x_shape, geometry.stride, (oh, ow)
     )
-    if ctx.input_grad == "centre":
+    if ctx.options.input_grad == "centre":
         return branch
     frozen = weight.clone()
     frozen[:, :, u, v] = 0
@@ -164,6 +186,18 @@ def _outputs_of(channels: Int[Tensor, " s"], multiplier: int) -> Int[Tensor, " t
     return (channels[:, None] * multiplier + torch.arange(multiplier, device=channels.device)).flatten()
 
 
+def centre_region(
+    shape: tuple[int, ...], index: Int[Tensor, " s"] | None, geometry: ConvGeometry, tap: Pair
+) -> tuple[Any, ...]:
+    """Where the trained elements lie in a kernel of `shape`: W[:, S, uc, vc], or W[rows of S, :, uc, vc] for depthwise."""
+    u, v = tap
+    if index is None:
+        return slice(None), slice(None), u, v
+    if geometry.groups > 1:
+        return _outputs_of(index, shape[0] // (shape[1] * geometry.groups)), slice(None), u, v
+    return slice(None), index, u, v
+
+
 def center_conv2d(
     x: Float[Tensor, "n c h w"],
     weight: Float[Tensor, "o i kh kw"],
@@ -180,7 +214,7 @@ def center_conv2d(
 
     Args:
         x: input a.
-        weight: W, its trained centre elements already equal to `center`.
+        weight: W; `center` is written into the place of its trained elements.
         bias: b.
         center: the trained centre elements, (O, |S|), (O, C/g) for groups, (|S| * O/C, 1) for depthwise. Receives the gradient.
         index: S, trained input channels in ascending order; all when None.
@@ -194,7 +228,9 @@ def center_conv2d(
         y.
     """
     tap = centre_tap(geometry.kernel) if tap is None else tap
-    return _CentreConv.apply(x, weight, bias, center, index, geometry, tap, input_grad, grad_filter)
+    trains = center.requires_grad and torch.is_grad_enabled()
+    options = _Options(tap, input_grad, grad_filter, trains)
+    return _CentreConv.apply(x, weight, bias, center, index, geometry, options)[0]
 
 
 class CenterConv2d(PartialConv2d):
@@ -234,20 +270,16 @@ class CenterConv2d(PartialConv2d):
         super().__init__(weight, bias, geometry, index)
 
     def region(self) -> tuple[Any, ...]:
-        """W[:, S, uc, vc], or W[rows of S, :, uc, vc] for depthwise."""
-        u, v = self.tap
-        if self.index is None:
-            return slice(None), slice(None), u, v
-        if self.geometry.groups > 1:
-            return _outputs_of(self.index, self.out_channels // self.in_channels), slice(None), u, v
-        return slice(None), self.index, u, v
+        """See `centre_region`."""
+        return centre_region(self.frozen.shape, self.index, self.geometry, self.tap)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        """Convolve (see `center_conv2d`)."""
-        self.synchronise()
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o ho wo"]:
+        """Convolve a batch or one map (see `center_conv2d`)."""
+        if x.ndim == 3:
+            return self(x[None])[0]
         return center_conv2d(
             x,
-            self.weight,
+            self.frozen,
             self.bias,
             self.trained,
             self.index,

@@ -83,6 +83,44 @@ def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
     return ConvGeometry(kernel, _pair(conv.stride), padding, dilation, conv.groups)
 
 
+class StockConvolution(nn.Module):
+    """What others read from an ordinary convolution, for the layers that stand in its place.
+
+    Attributes:
+        geometry: kernel size, stride, padding, dilation, groups.
+    """
+
+    geometry: ConvGeometry
+    padding_mode = "zeros"
+    transposed = False
+    output_padding = (0, 0)
+
+    @property
+    def kernel_size(self) -> Pair:
+        """(Kh, Kw)."""
+        return self.geometry.kernel
+
+    @property
+    def stride(self) -> Pair:
+        """(sh, sw)."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> Pair:
+        """(ph, pw)."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """(dh, dw)."""
+        return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        """Channel groups g."""
+        return self.geometry.groups
+
+
 def _pair(value: tuple[int, ...] | int) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
@@ -148,5 +186,10 @@ def _input_slice(outputs: Pair, stride: int, offset: int) -> slice:
     return slice(first * stride + offset, (end - 1) * stride + offset + 1, stride)
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether a tensor stands for others in `torch.compile` or a transform of `torch.func`: captured tensors are fixed then."""
+    return torch.compiler.is_compiling() or torch.func.debug_unwrap(x, recurse=False) is not x
+
+
 def _owns_its_storage(x: Tensor) -> bool:
-    return x.untyped_storage().nbytes() <= x.numel() * x.element_size()
+    return not is_transformed(x) and x.untyped_storage().nbytes() <= x.numel() * x.element_size()

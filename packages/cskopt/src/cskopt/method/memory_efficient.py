@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cskopt.method.center_conv import input_gradient
-from cskopt.method.kernel_elements import ConvGeometry, Pair, geometry_of
+from cskopt.method.kernel_elements import ConvGeometry, Pair, StockConvolution, geometry_of, is_transformed
 
 MaskStorage = Literal["bits", "bool"]
 
@@ -43,11 +43,17 @@ def unpack_bits(packed: UInt8[Tensor, " b"], shape: torch.Size) -> Bool[Tensor, 
 
 
 class _FrozenConv(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
-        ctx.geometry, ctx.x_shape, ctx.x_dtype = geometry, x.shape, x.dtype
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
         return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004  # the name of the base class
+        x, weight, _, ctx.geometry = inputs
+        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
 
     @staticmethod
     @once_differentiable
@@ -61,7 +67,7 @@ class _FrozenConv(torch.autograd.Function):
         return gx, None, gbias, None
 
 
-class FrozenConv2d(nn.Module):
+class FrozenConv2d(StockConvolution):
     """A convolution whose kernel is frozen: keeps nothing but a reference to its weight. Its bias may be trained.
 
     Args:
@@ -83,8 +89,20 @@ class FrozenConv2d(nn.Module):
         """Build from an ordinary convolution."""
         return cls(conv)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        """Convolve."""
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.weight.shape[1] * self.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        """O."""
+        return self.weight.shape[0]
+
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o ho wo"]:
+        """Convolve a batch or one map."""
+        if x.ndim == 3:
+            return self(x[None])[0]
         return _FrozenConv.apply(x, self.weight, self.bias, self.geometry)
 
     def restore(self) -> nn.Conv2d:
@@ -109,23 +127,34 @@ class FrozenConv2d(nn.Module):
 class _MaskedActivation(torch.autograd.Function):
     """An activation whose derivative is 0 or 1: only that mask is kept."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ceiling: float, storage: MaskStorage, in_place: bool) -> Tensor:
+    def forward(x: Tensor, ceiling: float, storage: MaskStorage, in_place: bool) -> tuple[Tensor, Tensor]:
         y = _clamp(x, ceiling, in_place)
-        if in_place:
-            ctx.mark_dirty(x)
         passes = y > 0
         if math.isfinite(ceiling):
             passes &= y < ceiling
         passes = passes.contiguous()
-        ctx.shape, ctx.storage = passes.shape, storage
-        ctx.save_for_backward(pack_bits(passes) if storage == "bits" else passes)
-        return y
+        return y, pack_bits(passes) if storage == "bits" else passes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, _, ctx.storage, in_place = inputs
+        y, kept = output
+        if in_place:
+            ctx.mark_dirty(x)
+        ctx.mark_non_differentiable(kept)
+        ctx.set_materialize_grads(False)
+        ctx.shape = y.shape
+        ctx.save_for_backward(kept)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
+        if gy is None:
+            return (None,) * 4
         passes = unpack_bits(kept, ctx.shape) if ctx.storage == "bits" else kept
         # Not a product: where nothing passes, the gradient is 0 even if gy is infinite there, as in the stock layer.
         return torch.where(passes, gy, torch.zeros((), dtype=gy.dtype, device=gy.device)), None, None, None
@@ -157,8 +186,8 @@ class LeanReLU(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad):
             return _clamp(x, self.ceiling, self.inplace)
         # A leaf may not be overwritten, and neither may a view: the copy is what the stock layer would refuse to do.
-        in_place = self.inplace and not x.is_leaf and not x._is_view()
-        return _MaskedActivation.apply(x, self.ceiling, self.storage, in_place)
+        in_place = self.inplace and not is_transformed(x) and not x.is_leaf and not x._is_view()
+        return _MaskedActivation.apply(x, self.ceiling, self.storage, in_place)[0]
 
     def restore(self) -> nn.Module:
         """The stock activation."""
@@ -172,23 +201,34 @@ class LeanReLU6(LeanReLU):
 
 
 class _MaxPool(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool) -> Tensor:
+    def forward(
+        x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool
+    ) -> tuple[Tensor, Tensor]:
         y, flat = F.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil)
         rows, columns = flat // x.shape[3], flat % x.shape[3]
         first_row, first_column = _window_origins(y.shape, stride, padding, x.device)
         u = (rows - first_row).div(dilation[0], rounding_mode="floor")
         v = (columns - first_column).div(dilation[1], rounding_mode="floor")
-        ctx.save_for_backward((u * kernel[1] + v).to(torch.uint8))
-        ctx.arguments = kernel, stride, padding, dilation, ceil
+        return y, (u * kernel[1] + v).to(torch.uint8)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.arguments = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
         ctx.x_shape = x.shape
-        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         (local,) = ctx.saved_tensors
         kernel, stride, padding, dilation, ceil = ctx.arguments
+        if gy is None:
+            return (None,) * 6
         first_row, first_column = _window_origins(local.shape, stride, padding, gy.device)
         local = local.long()
         flat = (first_row + local // kernel[1] * dilation[0]) * ctx.x_shape[3]
@@ -219,27 +259,35 @@ class LeanMaxPool2d(nn.Module):
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
-        self.kernel, self.stride = _both(pool.kernel_size), _both(pool.stride)
-        self.padding, self.dilation, self.ceil = _both(pool.padding), _both(pool.dilation), pool.ceil_mode
+        self.kernel_size, self.stride = _both(pool.kernel_size), _both(pool.stride)
+        self.padding, self.dilation, self.ceil_mode = _both(pool.padding), _both(pool.dilation), pool.ceil_mode
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c ho wo"]:
-        """The maximum of each window."""
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c ho wo"]:
+        """The maximum of each window, of a batch or of one map."""
+        arguments = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil)
-        return _MaxPool.apply(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil)
+            return F.max_pool2d(x, *arguments)
+        if x.ndim == 3:
+            return self(x[None])[0]
+        return _MaxPool.apply(x, *arguments)[0]
 
     def restore(self) -> nn.MaxPool2d:
         """The stock layer."""
-        return nn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil).train(
-            self.training
-        )
+        arguments = self.kernel_size, self.stride, self.padding, self.dilation
+        return nn.MaxPool2d(*arguments, ceil_mode=self.ceil_mode).train(self.training)
 
 
 class _AvgPool(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        ctx.arguments, ctx.x_shape = arguments, x.shape
+    def forward(x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         return F.avg_pool2d(x, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004  # the name of the base class
+        x, ctx.arguments = inputs
+        ctx.x_shape = x.shape
 
     @staticmethod
     @once_differentiable
@@ -257,20 +305,18 @@ class LeanAvgPool2d(nn.Module):
 
     def __init__(self, pool: nn.AvgPool2d) -> None:
         super().__init__()
-        self.arguments = (
-            _both(pool.kernel_size),
-            _both(pool.stride),
-            _both(pool.padding),
-            pool.ceil_mode,
-            pool.count_include_pad,
-            pool.divisor_override,
-        )
+        self.kernel_size, self.stride, self.padding = _both(pool.kernel_size), _both(pool.stride), _both(pool.padding)
+        self.ceil_mode, self.count_include_pad = pool.ceil_mode, pool.count_include_pad
+        self.divisor_override = pool.divisor_override
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c ho wo"]:
-        """The mean of each window."""
-        return _AvgPool.apply(x, self.arguments)
+    def _arguments(self) -> tuple[Any, ...]:
+        window = self.kernel_size, self.stride, self.padding
+        return *window, self.ceil_mode, self.count_include_pad, self.divisor_override
+
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c ho wo"]:
+        """The mean of each window, of a batch or of one map."""
+        return _AvgPool.apply(x, self._arguments())
 
     def restore(self) -> nn.AvgPool2d:
         """The stock layer."""
-        kernel, stride, padding, ceil, count, divisor = self.arguments
-        return nn.AvgPool2d(kernel, stride, padding, ceil, count, divisor).train(self.training)
+        return nn.AvgPool2d(*self._arguments()).train(self.training)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cskopt.method.kernel_elements import ConvGeometry, geometry_of
 from cskopt.method.partial_conv import PartialConv2d
 from cskopt.method.wrapping import trained_layers
+from cskopt.models.heads import evaluating
 from tenfold import UserError
 
 Mode = Literal["batch_mean", "per_sample"]
@@ -62,12 +63,9 @@ class FeatureCovariance:
         Args:
             loader: gives (input, label) pairs, or inputs.
         """
-        was_training = self._model.training
-        self._model.eval()
-        with self.watching():
+        with evaluating(self._model), self.watching():
             for batch in loader:
                 self._model(batch[0] if isinstance(batch, list | tuple) else batch)
-        self._model.train(was_training)
 
     @contextmanager
     def watching(self) -> Generator[None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cskopt.method.partial_conv import PartialConv2d
 from cskopt.method.wrapping import partial_layers
+from cskopt.models.heads import evaluating
 from tenfold import UserError
 
 Selection = Literal["gradient", "random", "magnitude", "lowest", "all"]
@@ -47,11 +48,10 @@ def accumulated_gradients(
         FloatingPointError: a gradient that is not finite; the message names the layer.
     """
     layers = partial_layers(model)
-    was_training = model.training
-    model.eval()
     model.zero_grad(set_to_none=True)
-    for inputs, labels in loader:
-        loss_fn(model(inputs), labels).backward()
+    with evaluating(model):
+        for inputs, labels in loader:
+            loss_fn(model(inputs), labels).backward()
     gradients = {}
     for name, layer in layers.items():
         if layer.trained.grad is None:
@@ -60,7 +60,6 @@ def accumulated_gradients(
             raise FloatingPointError(f"{name}: the gradient is not finite")
         gradients[name] = layer.trained.grad.detach().clone()
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     return gradients
 
 

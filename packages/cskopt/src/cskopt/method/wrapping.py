@@ -15,8 +15,16 @@ from cskopt.method.baselines import ChannelConv2d
 from cskopt.method.center_conv import CenterConv2d
 from cskopt.method.memory_efficient import FrozenConv2d, LeanAvgPool2d, LeanMaxPool2d, LeanReLU, LeanReLU6
 from cskopt.method.partial_conv import PartialConv2d
-from cskopt.models.folding import fold_batch_norm, freeze_batch_norm, set_submodule, thaw_batch_norm
-from cskopt.models.heads import find_head, head_of
+from cskopt.models.folding import (
+    fix_other_norms,
+    fold_batch_norm,
+    freeze_batch_norm,
+    set_submodule,
+    settle_weights,
+    thaw_batch_norm,
+)
+from cskopt.models.heads import evaluating, find_head, head_of, some_of
+from cskopt.models.tracing import layers_of_output
 from tenfold import UserError
 
 
@@ -96,14 +104,19 @@ def wrap(
     expected = None if example_input is None else _evaluate(model, example_input)
     if not inplace:
         model = copy.deepcopy(model)
-    head = find_head(model, head)
-    notes = _settle_batch_norm(model, config)
-    targets = target_layers(model, config.layers)
+    settled = [LayerNote(name, "folded", "its computed weight is a plain one now") for name in settle_weights(model)]
+    with evaluating(model):
+        flow = layers_of_output(model)
+    head = find_head(model, head, flow)
+    notes = settled + _settle_norms(model, config)
+    targets = target_layers(model, config.layers, flow)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if type(module) is nn.Conv2d:
             notes.append(_replace_convolution(model, name, module, name in targets, config))
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            notes.append(_keep_convolution(name, module, name in targets, config))
         elif config.lean_activations != "off":
             notes.extend(_replace_lean(model, name, module, config))
     head_of(model, head).requires_grad_(True)
@@ -167,21 +180,31 @@ def apply_selection(model: nn.Module, selection: dict[str, Int[Tensor, " s"]]) -
     layers = partial_layers(model)
     for name, channels in selection.items():
         if name not in layers:
-            raise UserError(f"{name}: not a wrapped layer; there are {', '.join(layers) or 'none'}")
+            raise UserError(f"{name}: not a wrapped layer; there are {some_of(list(layers))}")
         layers[name].select(channels)
 
 
-def target_layers(model: nn.Module, layers: str | int | tuple[str, ...] | list[str]) -> list[str]:
-    """The convolutions that a `layers` setting means, in the model's order.
+def target_layers(
+    model: nn.Module, layers: str | int | tuple[str, ...] | list[str], flow: list[str] | None = None
+) -> list[str]:
+    """The convolutions that a `layers` setting means, in the order in which the output depends on them.
+
+    Those that it does not depend on (of auxiliary heads) are none of them. In a model that cannot be traced, all in the order
+    of their registration.
 
     Args:
         model: with plain convolutions.
         layers: `last_block`, `all`, `none`, the last n, names, or a regular expression searched for in names.
+        flow: from `layers_of_output`; traced when None.
 
     Raises:
-        UserError: nothing matches; the message lists the convolutions.
+        UserError: nothing matches; the message names some of the convolutions.
     """
-    convs = [name for name, module in model.named_modules() if type(module) is nn.Conv2d]
+    if flow is None:
+        with evaluating(model):
+            flow = layers_of_output(model)
+    plain = {name for name, module in model.named_modules() if type(module) is nn.Conv2d}
+    convs = [name for name in flow or dict(model.named_modules()) if name in plain]
     if layers == "none":
         return []
     if isinstance(layers, str) and layers.isdecimal():
@@ -199,10 +222,10 @@ def target_layers(model: nn.Module, layers: str | int | tuple[str, ...] | list[s
     else:
         unknown = [each for each in layers if each not in convs]
         if unknown:
-            raise UserError(f"{unknown[0]}: not a convolution of the model; there are {', '.join(convs)}")
+            raise UserError(f"{unknown[0]}: not a convolution of the model; there are {some_of(convs)}")
         found = [each for each in convs if each in layers]
     if not found:
-        raise UserError(f"layers {layers!r}: no convolution matches; there are {', '.join(convs) or 'none'}")
+        raise UserError(f"layers {layers!r}: no convolution matches; there are {some_of(convs)}")
     return found
 
 
@@ -245,13 +268,21 @@ def _refuse_unusable(model: nn.Module, config: CsKOConfig) -> None:
         )
 
 
-def _settle_batch_norm(model: nn.Module, config: CsKOConfig) -> list[LayerNote]:
-    if not config.fold_bn:
-        return [LayerNote(name, "frozen", "batch normalisation, not folded") for name in freeze_batch_norm(model)]
-    report = fold_batch_norm(model)
-    reason = "no convolution of its own before it" if report.traced else "the model cannot be traced"
-    return [LayerNote(norm, "folded", f"into {conv}") for conv, norm in report.folded] + [
-        LayerNote(name, "frozen", f"batch normalisation: {reason}") for name in report.frozen
+def _settle_norms(model: nn.Module, config: CsKOConfig) -> list[LayerNote]:
+    if config.fold_bn:
+        report = fold_batch_norm(model)
+        reason = "no convolution of its own before it" if report.traced else "the model cannot be traced"
+        notes = [LayerNote(norm, "folded", f"into {conv}") for conv, norm in report.folded]
+        notes += [LayerNote(name, "frozen", f"batch normalisation: {reason}") for name in report.frozen]
+    else:
+        notes = [LayerNote(name, "frozen", "batch normalisation, not folded") for name in freeze_batch_norm(model)]
+    fixed = fix_other_norms(model)
+    notes += [LayerNote(name, "frozen", "stays in evaluation mode, its statistics are fixed") for name in fixed]
+    return notes + [
+        LayerNote(name, "kept", f"{type(module).__name__} has no running statistics and keeps its input")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm2d | nn.RMSNorm | nn.LocalResponseNorm)
+        and name.removesuffix(".norm") not in fixed
     ]
 
 
@@ -271,6 +302,17 @@ def _replace_convolution(
         note = replace(note, reason=f"{note.reason}, bias trained")
     set_submodule(model, name, replacement)
     return replace(note, name=name)
+
+
+def _keep_convolution(name: str, conv: nn.modules.conv._ConvNd, is_target: bool, config: CsKOConfig) -> LayerNote:
+    """A convolution of another kind (transposed, of a subclass) stays as it is and is frozen, but for its bias."""
+    kind = type(conv).__name__
+    if is_target and isinstance(config.layers, tuple):
+        raise UserError(f"{name}: a {kind} cannot be trained in parts; name plain convolutions")
+    if config.train_bias and conv.bias is not None:
+        conv.bias.requires_grad_(True)
+        return LayerNote(name, "kept", f"{kind}: frozen, keeps its input, bias trained")
+    return LayerNote(name, "kept", f"{kind}: frozen, keeps its input")
 
 
 def _convolution_for(
@@ -317,7 +359,7 @@ def lean_form(module: nn.Module, config: CsKOConfig) -> nn.Module | None:
         return LeanReLU6(module.inplace, storage)
     if type(module) is nn.MaxPool2d and not module.return_indices:
         pool = LeanMaxPool2d(module)
-        return pool if pool.kernel[0] * pool.kernel[1] <= 255 else None
+        return pool if pool.kernel_size[0] * pool.kernel_size[1] <= 255 else None
     return LeanAvgPool2d(module) if type(module) is nn.AvgPool2d else None
 
 

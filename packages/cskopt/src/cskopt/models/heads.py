@@ -1,6 +1,6 @@
 """The last layer: finding it, letting it grow with the classes, and reading the features before it (paper §3.5)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,32 +8,50 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cskopt.models.folding import set_submodule
+from cskopt.models.tracing import layers_of_output
 from tenfold import UserError
 
 
-def find_head(model: nn.Module, name: str | None = None) -> str:
+def find_head(model: nn.Module, name: str | None = None, flow: Sequence[str] | None = None) -> str:
     """The name of the linear layer that makes the logits.
 
-    Looks at `name`, then at what timm's `get_classifier()` says, then takes the last linear layer of the model.
+    Looks at `name`, then at what timm's `get_classifier()` says, then takes the last linear layer that the output depends on;
+    in a model that cannot be traced, the last one that it has.
+
+    Args:
+        model: not changed.
+        name: of the head, where it is known.
+        flow: from `layers_of_output`; traced when None.
 
     Raises:
-        UserError: no such layer; the message lists the linear layers there are.
+        UserError: no such layer; the message names some of those that there are.
     """
     modules = dict(model.named_modules())
     linear = [each for each, module in modules.items() if isinstance(module, nn.Linear)]
     if name is not None:
         if name in linear:
             return name
-        raise UserError(f"head {name!r}: not a linear layer of the model; there are {', '.join(linear) or 'none'}")
+        raise UserError(f"head {name!r}: not a linear layer of the model; there are {some_of(linear)}")
     get_classifier = getattr(model, "get_classifier", None)
     if callable(get_classifier):
         classifier = get_classifier()
         found = [each for each, module in modules.items() if module is classifier and each in linear]
         if found:
             return found[0]
-    if not linear:
-        raise UserError("the model has no linear layer that could be its head; there are only " + ", ".join(modules))
-    return linear[-1]
+    if flow is None:
+        with evaluating(model):
+            flow = layers_of_output(model)
+    found = linear if flow is None else [each for each in flow if each in linear]
+    if found:
+        return found[-1]
+    last = [each for each in flow or modules if next(modules[each].parameters(), None) is not None and each]
+    made_by = f"; its last layer is {last[-1]}, a {type(modules[last[-1]]).__name__}" if last else ""
+    raise UserError(f"the model has no linear layer that could be its head{made_by}")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names, for a message of one line."""
+    return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "") if names else "none"
 
 
 def head_of(model: nn.Module, name: str) -> nn.Linear:
@@ -89,6 +107,19 @@ class _Capture:
         if self.value is None:
             raise RuntimeError("no forward pass has reached the head yet")
         return self.value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """While the block runs, the model is in evaluation mode; afterwards each of its layers is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            # A layer that was put in meanwhile, such as a grown head, follows the model.
+            module.training = modes.get(module, modes[model])
 
 
 @contextmanager

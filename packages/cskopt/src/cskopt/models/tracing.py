@@ -16,11 +16,15 @@ CACHE_LIMIT = 4 * 2**30
 
 
 class _Tracer(fx.Tracer):
-    """Stops at batch normalisations of any subclass (timm's carry their activation) and at the layers of this package."""
+    """Stops at layers without parts, at batch normalisations of any subclass (timm's carry their activation), and at our own.
+
+    A convolution that pads by the size of its input has an `if` in it; what is inside such a layer need not be known.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_ours = callable(getattr(m, "restore", None))
-        return is_ours or isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        is_whole = isinstance(m, nn.BatchNorm2d) or next(m.children(), None) is None
+        return is_ours or is_whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.Graph | None:
@@ -30,6 +34,22 @@ def trace(model: nn.Module) -> fx.Graph | None:
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NameError, ValueError):
         # What symbolic tracing meets in code that was not written for it.
         return None
+
+
+def layers_of_output(model: nn.Module) -> list[str] | None:
+    """Names of the layers that the model's output depends on, in the order in which they are first used; None without a trace."""
+    graph = trace(model)
+    if graph is None:
+        return None
+    needed: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    used = [str(node.target) for node in graph.nodes if node.op == "call_module" and node in needed]
+    return list(dict.fromkeys(used))
 
 
 @dataclass(frozen=True)

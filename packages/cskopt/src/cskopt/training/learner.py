@@ -9,7 +9,7 @@ learner.predict(pictures)
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from cskopt.method.projection import attach_projection, gpm_basis, gpm_projector
 from cskopt.method.prototypes import PrototypeBank
 from cskopt.method.second_moments import FeatureCovariance
 from cskopt.method.selection import select_channels
-from cskopt.method.wrapping import WrapReport, apply_selection, report_of, trained_layers, unwrap, wrap
+from cskopt.method.wrapping import WrapReport, apply_selection, partial_layers, report_of, trained_layers, unwrap, wrap
 from cskopt.models.checkpoints import CONTINUAL, Description, PictureFormat, Saved, read_folder, rebuild, write_folder
-from cskopt.models.folding import stock_state
-from cskopt.models.heads import captured_features, grow_head, head_of
+from cskopt.models.folding import set_submodule, stock_state
+from cskopt.models.heads import captured_features, evaluating, grow_head, head_of
 from cskopt.models.networks import build_model
 from cskopt.models.tracing import SplitModel, cached_maps, split_frozen_prefix
-from cskopt.training.loop import Groups, SessionRecipe, Spread, WithPrototypes, fit_epochs, parameter_groups
+from cskopt.training.loop import Groups, SessionRecipe, Spread, WithPrototypes, fit_epochs, let_go, parameter_groups
 from tenfold import UserError
 
 OptimizerFactory = Callable[[Groups], torch.optim.Optimizer]
@@ -125,12 +125,14 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
         rows = head_of(self.model, self.head_name).out_features
         if list(labels) != list(range(rows)):
             raise UserError(f"the base session must have the labels 0..{rows - 1} of the head, got {_short(labels)}")
-        self.sessions.append(list(labels))
-        self._take_stock(self.model, loader)
+        _refuse_used_up(loader)
+        with self._transaction(), evaluating(self.model):
+            self._take_stock(self.model, loader, labels)
+            self.sessions.append(list(labels))
 
     def fit_session(
         self,
-        loader: DataLoader,
+        loader: Iterable[Any],
         labels: Sequence[int],
         recipe: SessionRecipe | None = None,
         progress: Callable[[int, float], None] | None = None,
@@ -138,7 +140,7 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
         """Learn the classes of a session (paper §3.6).
 
         Args:
-            loader: (picture, label) batches of the new classes only.
+            loader: (picture, label) batches of the new classes only, a DataLoader or a list; every pass gives the same pictures.
             labels: their ids, following the last one seen.
             recipe: how long and how fast.
             progress: called after each epoch with its number from 1 and its mean loss.
@@ -151,10 +153,22 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
             FloatingPointError: features, gradients or loss that are not finite.
         """
         self._check_labels(labels)
-        recipe = recipe or SessionRecipe()
+        _refuse_used_up(loader)
+        with self._transaction(), evaluating(self.model):
+            return self._fit_session(loader, labels, recipe or SessionRecipe(), progress)
+
+    def _fit_session(
+        self,
+        loader: Iterable[Any],
+        labels: Sequence[int],
+        recipe: SessionRecipe,
+        progress: Callable[[int, float], None] | None,
+    ) -> dict[str, float]:
         session = len(self.sessions)
         generator = torch.Generator().manual_seed(self.seed * 1009 + session)
-        self._refuse_foreign_labels(loader, labels)
+        for _, targets in loader:
+            _refuse_foreign(targets, labels)
+            break
         old_model = copy.deepcopy(self.model).eval() if self.method.penalty == "lwf" else None
         grow_head(self.model, self.head_name, self.classes_seen + len(labels), generator)
         head_of(self.model, self.head_name).requires_grad_(True)
@@ -166,53 +180,93 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
             old_body = old_split.suffix if old_split else None
         summary = {"loss": float("nan")}
         if self.method.trains:
-            summary = self._train(body, source, old_body, recipe, generator, progress)
+            summary = self._train(body, source, labels, old_body, recipe, generator, progress)
+        self._take_stock(body, source, labels)
         self.sessions.append(list(labels))
-        self._take_stock(body, source)
         return summary
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Generator[None]:
+        """After a failure or an interrupt in the block the learner is as it was before: old head, old weights, old memory.
+
+        Kept meanwhile: the elements that can be trained, the head, and what a learner remembers of old sessions.
+        """
+        head, partial = head_of(self.model, self.head_name), partial_layers(self.model)
+        layers = {name: (layer.index, layer.elements()) for name, layer in partial.items()}
+        own = {id(layer.trained) for layer in partial.values()}
+        weights = [(each, each.detach().clone()) for each in self.model.parameters() if each.requires_grad]
+        weights = [(each, value) for each, value in weights if id(each) not in own]
+        prototypes = {name: each.clone() for name, each in self.prototypes.state_dict().items()}
+        matrices, gpm = dict(self.covariance.matrices), dict(self._gpm)
+        anchors, importance = self._anchor.anchors, self._anchor.importance
+        sessions = len(self.sessions)
+        try:
+            yield
+        except BaseException:
+            set_submodule(self.model, self.head_name, head)
+            for parameter, value in weights:
+                parameter.data.copy_(value)
+            for name, (index, elements) in layers.items():
+                partial[name].rewind(index, elements)
+            self.model.zero_grad(set_to_none=True)
+            self.prototypes.load_state_dict(prototypes)
+            self.covariance.matrices, self._gpm = matrices, gpm
+            self._anchor.anchors, self._anchor.importance = anchors, importance
+            del self.sessions[sessions:]
+            raise
 
     def _train(
         self,
         body: nn.Module,
-        loader: DataLoader,
+        loader: Iterable[Any],
+        labels: Sequence[int],
         old_body: nn.Module | None,
         recipe: SessionRecipe,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
     ) -> dict[str, float]:
-        self._select(body, loader, generator)
+        self._select(body, loader, labels, generator)
         projectors = self._projectors()
         head = head_of(self.model, self.head_name)
         groups = parameter_groups(self.model, head, recipe)
         optimizer = (self.optimizer_factory or torch.optim.Adam)(groups)
         handle = attach_projection(optimizer, self.model, projectors)
 
+        def accept(targets: Tensor) -> None:
+            _refuse_foreign(targets, labels)
+
         def penalty(inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
             return self._penalty(inputs, logits, old_body, recipe.penalty_weight)
 
-        loss = fit_epochs(
-            WithPrototypes(body, head),
-            optimizer,
-            loader,
-            self.accelerator,
-            recipe,
-            self.config,
-            self.prototypes,
-            penalty,
-            generator,
-            progress,
-        )
-        handle.remove()
+        try:
+            loss = fit_epochs(
+                WithPrototypes(body, head),
+                optimizer,
+                loader,
+                self.accelerator,
+                recipe,
+                self.config,
+                self.prototypes,
+                penalty,
+                generator,
+                progress,
+                accept,
+            )
+        finally:
+            handle.remove()
+            let_go(self.accelerator)
         return {
             "loss": loss,
             "trained": float(sum(each.numel() for group in groups for each in group["params"])),
             "kept_directions": _mean([_rank(each) for each in projectors.values()]),
         }
 
-    def _select(self, body: nn.Module, loader: Iterable[Any], generator: torch.Generator) -> None:
+    def _select(
+        self, body: nn.Module, loader: Iterable[Any], labels: Sequence[int], generator: torch.Generator
+    ) -> None:
         config = self.config
         selection = select_channels(
-            Spread(body), self._pairs(loader), self._loss, config.channel_ratio, config.selection, generator
+            Spread(body), self._pairs(loader, labels), self._loss, config.channel_ratio, config.selection, generator
         )
         apply_selection(self.model, {name.removeprefix("body."): each for name, each in selection.items()})
 
@@ -236,25 +290,27 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return session_loss(logits, labels, self.config.temperature)
 
-    def _take_stock(self, body: nn.Module, loader: Iterable[Any]) -> None:
+    def _take_stock(self, body: nn.Module, loader: Iterable[Any], labels: Sequence[int]) -> None:
         """Prototypes, covariances and importances of the session that has just ended (paper §3.6)."""
         before = {name: each.clone() for name, each in self.covariance.matrices.items()}
-        count = 0
+        missing = set(labels)
         with (
             torch.no_grad(),
             captured_features(self.model, self.head_name) as captured,
             self.covariance.watching() if self.config.rule != "none" else contextlib.nullcontext(),
         ):
-            for inputs, labels in self._pairs(loader):
+            for inputs, targets in self._pairs(loader, labels):
+                missing -= set(targets.tolist())
                 body(*inputs)
-                self.prototypes.add(captured.features(), labels)
-                count += 1
-        if count == 0:
+                self.prototypes.add(captured.features(), targets)
+        if missing == set(labels):
             raise UserError("the loader gave no batch")
+        if missing:
+            raise UserError(f"labels {_short(sorted(missing))} have no picture; a session needs some of every class")
         if self.config.rule == "gpm":
             self._extend_gpm(before)
         if self.method.penalty == "ewc":
-            self._anchor.add_session(self.model, self._pairs(loader), body, self._loss)
+            self._anchor.add_session(self.model, self._pairs(loader, labels), body, self._loss)
 
     def _extend_gpm(self, before: dict[str, Tensor]) -> None:
         for name, total in self.covariance.matrices.items():
@@ -265,20 +321,21 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
     def _split(self, model: nn.Module, example: Tensor) -> SplitModel | None:
         return split_frozen_prefix(model, example.to(self.accelerator.device)[:2])
 
-    def _cached(self, loader: DataLoader) -> tuple[SplitModel, DataLoader] | None:
+    def _cached(self, loader: Iterable[Any]) -> tuple[SplitModel, DataLoader] | None:
         """The model split at the end of its frozen part, and a loader of the maps there; None where that cannot be."""
         split = self._split(self.model, _first_batch(loader))
         if split is None:
             return None
         order = torch.Generator().manual_seed(self.seed * 1013 + len(self.sessions))
-        size = loader.batch_size or len(_first_batch(loader))
+        size = getattr(loader, "batch_size", None) or len(_first_batch(loader))
         maps = cached_maps(split.prefix, loader, size, self.accelerator.device, order)
         return None if maps is None else (split, maps)
 
-    def _pairs(self, loader: Iterable[Any]) -> Iterable[tuple[Any, Tensor]]:
+    def _pairs(self, loader: Iterable[Any], labels: Sequence[int]) -> Iterable[tuple[Any, Tensor]]:
         device = self.accelerator.device
-        for *inputs, labels in loader:
-            yield tuple(each.to(device) for each in inputs), labels.to(device)
+        for *inputs, targets in loader:
+            _refuse_foreign(targets, labels)
+            yield tuple(each.to(device) for each in inputs), targets.to(device)
 
     def _check_labels(self, labels: Sequence[int]) -> None:
         if not self.sessions:
@@ -291,15 +348,6 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
             raise UserError(f"labels of a session must follow {seen - 1} without a gap, got {_short(labels)}")
         if self.config.proto_weight > 0 and len(self.prototypes) < seen:
             raise UserError("prototypes of earlier classes are missing: call begin first, or set proto_weight = 0")
-
-    def _refuse_foreign_labels(self, loader: Iterable[Any], labels: Sequence[int]) -> None:
-        for _, targets in loader:
-            foreign = sorted(set(targets.tolist()) - set(labels))
-            if foreign:
-                raise UserError(
-                    f"the loader has labels {_short(foreign)}, which are not of this session ({_short(labels)})"
-                )
-            break
 
     @torch.no_grad()
     def scores(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
@@ -430,6 +478,27 @@ class IncrementalLearner(nn.Module, PyTorchModelHubMixin):
         if self.architecture is None:
             raise UserError("the architecture has no name here; use plain_model().state_dict(), the folded layout")
         return stock_state(self.plain_model(), build_model(self.architecture, self.classes_seen))
+
+
+def _refuse_foreign(targets: Tensor, labels: Sequence[int]) -> None:
+    """Check the labels of a batch.
+
+    Raises:
+        UserError: a label of another session.
+    """
+    foreign = sorted(set(targets.tolist()) - set(labels))
+    if foreign:
+        raise UserError(f"the loader has labels {_short(foreign)}, which are not of this session ({_short(labels)})")
+
+
+def _refuse_used_up(loader: Iterable[Any]) -> None:
+    """Refuse what can be gone through only once.
+
+    Raises:
+        UserError: a generator or another iterator.
+    """
+    if isinstance(loader, Iterator):
+        raise UserError(f"the loader is a {type(loader).__name__}, which one pass uses up; give a DataLoader")
 
 
 def _first_batch(loader: Iterable[Any]) -> Tensor:

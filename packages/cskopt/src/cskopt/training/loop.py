@@ -2,14 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from cskopt.config import CsKOConfig
 from cskopt.method.losses import session_loss
@@ -96,7 +95,7 @@ def parameter_groups(model: nn.Module, head: nn.Linear, recipe: SessionRecipe) -
 def fit_epochs(
     network: WithPrototypes,
     optimizer: torch.optim.Optimizer,
-    loader: DataLoader,
+    loader: Iterable[Any],
     accelerator: Accelerator,
     recipe: SessionRecipe,
     config: CsKOConfig,
@@ -104,6 +103,7 @@ def fit_epochs(
     penalty: Penalty,
     generator: torch.Generator,
     progress: Callable[[int, float], None] | None = None,
+    accept: Callable[[Tensor], None] | None = None,
 ) -> float:
     """Train for the recipe's epochs; return the mean loss of the last.
 
@@ -118,6 +118,7 @@ def fit_epochs(
         penalty: of inputs and logits, added to the loss.
         generator: draws prototypes, alike in every process.
         progress: called after each epoch with its number from 1 and its mean loss.
+        accept: called with the labels of each batch of the first epoch, to refuse what does not belong there.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -128,6 +129,8 @@ def fit_epochs(
     for epoch in range(recipe.epochs):
         losses = []
         for *inputs, labels in feed:
+            if epoch == 0 and accept is not None:
+                accept(labels)
             drawn, classes = None, None
             if config.proto_weight > 0:
                 drawn, classes = prototypes.sample(len(labels) * accelerator.num_processes, generator)
@@ -146,7 +149,6 @@ def fit_epochs(
             raise FloatingPointError("the loss of the session is not finite; lower the learning rate")
         if progress is not None:
             progress(epoch + 1, value)
-    let_go(accelerator)
     return value
 
 
