@@ -39,6 +39,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(root), contextlib.redirect_stdout(shown):
         assert call("simulate", "--out", "run", "--preset", "tiny", *FAST) == 0
     assert "twin-sight" in shown.getvalue()
+    assert "best round: top-1 " in shown.getvalue()
     assert "at a batch of 32 the constraint weighs 1/30 of what it weighs in the official code" in shown.getvalue()
     generator = np.random.default_rng(0)
     for name in "0123456789":

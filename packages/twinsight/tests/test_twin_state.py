@@ -206,12 +206,6 @@ def test_resumed_is_uninterrupted(when: str, finished: Path, tmp_path: Path) -> 
     assert not (stopped / "checkpoints/clients").exists()
 
 
-def test_momentum_changes_the_run(finished: Path, tmp_path: Path) -> None:
-    simulate(tmp_path / "fresh", replace(TINY, momentum_across_rounds=False))
-    here, there = load_model(finished).state_dict(), load_model(tmp_path / "fresh").state_dict()
-    assert any(not torch.equal(here[name], there[name]) for name in here)
-
-
 def federate_nodes(config: FederationConfig, out: Path, rounds: int, **node: str) -> list[dict[str, Any]]:
     """A deployment's server that ends after some rounds, with nodes that were just started."""
     grid = LocalGrid(make_client_app(config), config.clients)

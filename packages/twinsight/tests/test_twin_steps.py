@@ -23,7 +23,7 @@ from twinsight.method.losses import (
     unlabelled_loss,
 )
 from twinsight.method.pseudo_labels import FreeMatchThreshold
-from twinsight.models import TwinModel, build_encoder, build_model, frozen_target
+from twinsight.models import InstanceDiscriminator, TwinModel, build_encoder, build_model, frozen_target
 from twinsight.training.local_training import batches, local_round, round_weights
 from twinsight.training.strategy import truncated_sums, weighted_average
 
@@ -378,6 +378,32 @@ def test_the_average_of_equal_states_is_that_state_and_weights_count() -> None:
     assert mixed["n"] == 6, "5.5 rounds to even"
     with pytest.raises(ValueError, match="positive weights"):
         weighted_average([state], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("objective", "projector", "predictor"),
+    [
+        ("simclr", [(512, 4096), (4096, 2048)], []),
+        ("byol", [(512, 4096), (4096, 2048)], [(2048, 4096), (4096, 2048)]),
+        ("simsiam", [(512, 512)] * 3, [(512, 256), (256, 512)]),
+    ],
+)
+def test_the_heads_are_as_wide_as_in_the_official_code(
+    objective: str, projector: list[tuple[int, int]], predictor: list[tuple[int, int]]
+) -> None:
+    class Wide(torch.nn.Identity):
+        num_features = 512
+
+    twin = InstanceDiscriminator(Wide(), objective, 0.07)
+    for name, widths in (("projector", projector), ("predictor", predictor)):
+        head = getattr(twin, name, torch.nn.Sequential())
+        layers = [each for each in head if isinstance(each, torch.nn.Linear)]
+        assert [(each.in_features, each.out_features) for each in layers] == widths
+        kinds = [type(each).__name__ for each in head]
+        if objective == "simsiam" and name == "projector":
+            assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+        elif widths:
+            assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
 
 
 def test_integer_buffers_are_cut_before_they_are_summed_in_the_official_code() -> None:

@@ -55,7 +55,7 @@ def batch(images: list[np.ndarray], draws: int = DRAWS) -> Tensor:
 
 def measure(images: Tensor, views: Tensor) -> dict[str, float | list[float]]:
     """The statistics of views in [0, 1] against the 8-bit pictures that they are of."""
-    before, after = (images / 255).double(), views.double()
+    before, after = images / 255, views
     one, two = before.flatten(1), after.flatten(1)
     one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
     cosine = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1)).clamp(min=1e-12)
@@ -112,11 +112,11 @@ CIFAR = (
 )
 
 
-@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
-def test_the_views_of_cifar_have_the_official_statistics(data: str) -> None:
+def test_the_views_of_cifar_have_the_official_statistics() -> None:
     images = batch(COLOUR)
-    for views, expected in zip(both_views(data, images), CIFAR, strict=True):
+    for views, expected in zip(both_views("cifar10", images), CIFAR, strict=True):
         assert_near(measure(images, views), expected)
+    assert view_maker(FederationConfig(data="cifar100")) == view_maker(FederationConfig(data="cifar10"))
 
 
 def test_the_views_of_svhn_have_the_official_statistics() -> None:
@@ -215,7 +215,7 @@ ALONE = {
     "Color": ((0.056, 0.004), (0.894, 0.012), None),
     "Contrast": ((0.078, 0.005), (1.000, 0.001), None),
     "Equalize": ((0.107, 0.004), (0.964, 0.005), None),
-    "Identity": ((0, 0), (1, 1e-12), None),
+    "Identity": ((0, 0), (1, 0.001), None),
     "Posterize": ((0.013, 0.002), (0.998, 0.001), None),
     "Rotate": ((0.115, 0.006), (0.618, 0.017), (0.091, 0.005)),
     "Sharpness": ((0.011, 0.001), (0.996, 0.001), None),

@@ -113,6 +113,9 @@ def simulate(
     draw_partition_of(config, options.out / "partition.png")
     table([result_row(config.method, outcome.result)], HEADS)
     show_notes([outcome.result])
+    print(
+        f"best round: top-1 {outcome.result['best_top_1']:.1f} %, the official code's running mean {outcome.result['best_running_mean']:.1f} %"
+    )
     for left_out in outcome.result["rejected"][:10]:
         print(f"round {left_out['round']}: {left_out['who']} left out: {left_out['why']}")
     print(f"{config.rounds} rounds of {outcome.result['clients_per_round']} clients -> {options.out}")

@@ -107,7 +107,7 @@ class FederationConfig:
         momentum_across_rounds: Each client keeps its SGD's momentum between its rounds, as the official code does by making the optimizer once; off, it starts from zero in every round.
         method: See `twinsight methods`.
         encoder: resnet18 (the paper's) or small.
-        objective: Of the unsupervised twin.
+        objective: Of the unsupervised twin. In the partial-data setting the official code runs simclr alone.
         temperature: Of SimCLR.
         instance_weight: Weight of the unsupervised objective.
         neighbourhood_weight: Weight of the neighbourhood-preserving constraint.

@@ -55,11 +55,11 @@ def simulate(
     place = pick_device(device)
     partition_of(config)  # refused here, not by every client
     run = RunFolder.create(out, config, resume)
+    kept = (run.checkpoints / "clients").resolve()
     if run.is_finished:
         # Its caller may have been interrupted afterwards, before the pictures were drawn.
-        return _finished(run)
-    kept = (run.checkpoints / "clients").resolve()
-    if backend == "local":
+        outcome = _finished(run)
+    elif backend == "local":
         outcome = federate(LocalGrid(make_client_app(config, place, kept), config.clients), config, run, place)
     else:
         outcome = _on_ray(run, config, kept, cores_per_client)
