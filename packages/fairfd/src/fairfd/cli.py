@@ -256,8 +256,8 @@ def train(
 
     Args:
         manifest: A manifest with the splits train and val.
-        detector: xception, core, spsl, f3net, ffd, recce, ucf, srm, capsule, pgfdd, dag-fdd, daw-fdd, small-rgb, small-spsl, ..., timm:NAME, probe:NAME, hf:NAME. The small ones go with the presets tiny and small, the others with paper.
-        pretrained: imagenet, a file of ImageNet weights, a trained detector's folder, or deepfakebench:FILE.
+        detector: xception, core, spsl, f3net, ffd, recce, ucf, srm, capsule, meso4, mesoinception4, pgfdd, dag-fdd, daw-fdd, small-rgb, small-spsl, ..., timm:NAME, probe:NAME, hf:NAME. The small ones go with the presets tiny and small, the others with paper.
+        pretrained: imagenet, a file of ImageNet weights, a trained detector's folder, deepfakebench:FILE, or mesonet:FILE.h5.
         in_size: Side of the network's input; the detector's own by default.
         revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         approach: Train on these forgeries only; repeat for several.
@@ -295,10 +295,10 @@ def score(
 
     Args:
         manifest: The images.
-        detector: A run folder, a folder of save_pretrained, or hf:NAME, timm:NAME with --pretrained.
+        detector: A run folder, a folder of save_pretrained, hf:NAME, or a detector by name with --pretrained.
         out: The score file to write, .csv or .jsonl.
         split: Only this split.
-        pretrained: Weights for a detector given by name.
+        pretrained: Weights for a detector given by name: deepfakebench:FILE, mesonet:FILE.h5.
         revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         batch_size: Images at a time.
         device: auto, cpu, cuda, ...
