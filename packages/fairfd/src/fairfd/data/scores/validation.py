@@ -159,7 +159,9 @@ def checked_scores(scores: ArrayLike, places: Places = POSITIONS) -> Float[np.nd
         raise UserError(f"scores: one P(fake) per image is needed, not an array of shape {score.shape}")
     finite = np.isfinite(score)
     if not finite.all():
-        raise UserError(f"scores: not a finite number at {places.name(~finite)}; score these images again")
+        raise UserError(
+            f"scores: not a finite number at {places.name(~finite)}; score these images again, or leave the rows out (--drop-missing)"
+        )
     if score.size and (score.min() < 0 or score.max() > 1):
         raise UserError(
             f"scores: they run from {score.min():.4g} to {score.max():.4g}, outside [0, 1]; "

@@ -247,7 +247,7 @@ def _filled(coded: Coded, what: str, places: Places) -> Coded:
     """The coded column, known to have no blanks."""
     blank = np.isin(coded.codes, [code for code, name in enumerate(coded.names) if not name.strip()])
     if blank.any():
-        raise UserError(f"{what}: blank at {places.name(blank)}; fill it in or leave the rows out")
+        raise UserError(f"{what}: blank at {places.name(blank)}; fill it in or leave the rows out (--drop-missing)")
     return coded
 
 
