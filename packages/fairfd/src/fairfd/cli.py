@@ -435,7 +435,7 @@ def metrics(
     conventions = {"official": (OFFICIAL,), "paper": (PRINTED,), "both": (OFFICIAL, PRINTED)}[convention]
     tables = _read(scores, intake)
     for name, table in tables.items():
-        if len(groups := set(table.group.tolist())) < 2:
+        if len(groups := table.groups.present()) < 2:
             raise UserError(
                 f"{scores}: {name} has the one group {', '.join(groups)}; a comparison needs two or more (see --group-by)"
             )

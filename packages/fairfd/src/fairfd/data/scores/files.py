@@ -165,12 +165,12 @@ class _Texts:
     def __init__(self) -> None:
         self.index: defaultdict[str, int] = defaultdict()
         self.index.default_factory = self.index.__len__
-        self.parts: list[np.ndarray] = []
+        self.codes = array("i")
 
     def extend(self, values: pa.Array) -> None:
         coded = values.dictionary_encode()
-        codes = np.fromiter(map(self.index.__getitem__, coded.dictionary.to_pylist()), np.int64, len(coded.dictionary))
-        self.parts.append(codes[coded.indices.to_numpy()])
+        codes = np.fromiter(map(self.index.__getitem__, coded.dictionary.to_pylist()), np.int32, len(coded.dictionary))
+        self.codes.frombytes(codes[coded.indices.to_numpy()].tobytes())
 
 
 class _Numbers:
@@ -205,10 +205,21 @@ class _Images:
     """Keeps names as they are: coding what is always different would cost memory and bring nothing."""
 
     def __init__(self) -> None:
-        self.parts: list[np.ndarray] = []
+        self.names = np.empty(0, StringDType())
+        self.rows = 0
 
     def extend(self, values: pa.Array) -> None:
-        self.parts.append(np.array(values.to_pylist(), dtype=StringDType()))
+        end = self.rows + len(values)
+        if end > len(self.names):
+            # Room to grow in place: parts that are joined at the end would be in memory twice.
+            self.names.resize(end + len(self.names) // 2, refcheck=False)
+        self.names[self.rows : end] = np.array(values.to_pylist(), dtype=StringDType())
+        self.rows = end
+
+    def all(self) -> Shaped[np.ndarray, " n"]:
+        """The names of all rows."""
+        self.names.resize(self.rows, refcheck=False)
+        return self.names
 
 
 def _collected(
@@ -234,9 +245,13 @@ def _collected(
     columns = {name: column for name, (_, column) in kept.items() if rows}
     return FileColumns(
         source.names,
-        {n: Coded(tuple(c.index), np.concatenate(c.parts)) for n, c in columns.items() if isinstance(c, _Texts)},
+        {
+            n: Coded(tuple(c.index), np.frombuffer(c.codes, np.int32))
+            for n, c in columns.items()
+            if isinstance(c, _Texts)
+        },
         {n: np.concatenate(c.parts) for n, c in columns.items() if isinstance(c, _Numbers)},
-        next((np.concatenate(c.parts) for c in columns.values() if isinstance(c, _Images)), None),
+        next((c.all() for c in columns.values() if isinstance(c, _Images)), None),
         rows,
     )
 
@@ -281,6 +296,8 @@ class _opened:  # noqa: N801  # a context manager, used as a function
     def __exit__(self, *_: object) -> None:
         for each in self.closing:
             each.close()
+        # What Arrow keeps for a next file is more than the columns that were taken.
+        pa.default_memory_pool().release_unused()
 
 
 def _header(path: Path, lines: Iterable[str], delimiter: str | None) -> tuple[tuple[str, ...], str]:
@@ -311,7 +328,7 @@ def _csv(path: Path, stream: pa.NativeFile, names: tuple[str, ...], delimiter: s
             reader = pacsv.open_csv(
                 stream,
                 # One thread: rows keep their numbers, and one part at a time is in memory.
-                pacsv.ReadOptions(use_threads=False, block_size=2**22, autogenerate_column_names=True),
+                pacsv.ReadOptions(use_threads=False, block_size=2**20, autogenerate_column_names=True),
                 pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
                 pacsv.ConvertOptions(
                     include_columns=list(called),

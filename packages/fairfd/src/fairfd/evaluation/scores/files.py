@@ -221,7 +221,7 @@ def _labels(column: Coded, how: ScoreFormat, places: Places) -> Int[np.ndarray, 
     Raises:
         UserError: naming the first rows that are neither.
     """
-    values = np.array([_label(name, how) for name in column.names])[column.codes]
+    values = np.array([_label(name, how) for name in column.names], np.int8)[column.codes]
     if (wrong := values < 0).any():
         odd = listed(sorted({repr(column.names[code]) for code in np.unique(column.codes[wrong]).tolist()}))
         raise UserError(
@@ -259,7 +259,7 @@ def pool_videos(table: ScoreTable, video: Coded) -> ScoreTable:
     videos, which_video = encode(video, None, "video")
     blank = video.equals("")
     which_video = np.where(blank, len(videos) + np.arange(len(table)), which_video)
-    others = (table.approach, table.group, *(() if table.identity is None else (table.identity,)))
+    others = (table.approaches, table.groups, *(() if table.people is None else (table.people,)))
     coded = [encode(column, None, "column") for column in others]
     sizes = (len(videos) + len(table), *(len(names) for names, _ in coded))
     cell = np.ravel_multi_index((which_video, *(codes for _, codes in coded)), sizes)
@@ -281,8 +281,8 @@ def without_small_groups(table: ScoreTable, min_group: int) -> ScoreTable:
     """
     if min_group < 1:
         return table
-    names, codes = encode(table.group, None, "group")
-    people = np.arange(len(table)) if table.identity is None else encode(table.identity, None, "identity")[1]
+    names, codes = encode(table.groups, None, "group")
+    people = np.arange(len(table)) if table.people is None else encode(table.people, None, "identity")[1]
     first = np.unique(people, return_index=True)[1]
     sizes = np.bincount(codes[first], minlength=len(names))
     small = sizes < min_group
@@ -299,9 +299,12 @@ def _table(
     detector: str, columns: _Columns, rows: Int[np.ndarray, " n"], how: ScoreFormat, notes: tuple[str, ...]
 ) -> ScoreTable:
     """One detector's checked rows, pooled and thinned as asked, with their warnings."""
-    places, score = ROWS.take(rows), columns.score[rows]
-    names = {name: column.take(rows) for name, column in columns.names.items()}
-    images = names.get("image") or (None if columns.images is None else columns.images[rows])
+    places, score, names, images = ROWS, columns.score, columns.names, columns.images
+    if len(rows) < len(score):
+        places, score = ROWS.take(rows), score[rows]
+        names = {name: column.take(rows) for name, column in names.items()}
+        images = None if images is None else images[rows]
+    images = names.get("image", images)
     table = ScoreTable.create(
         expit(score) if how.logits else score,
         _labels(names["label"], how, places),
@@ -351,9 +354,9 @@ def _unless_blank(column: Coded | None) -> Coded | None:
 
 def _donor_warnings(table: ScoreTable, donors: Coded | None) -> Iterator[str]:
     """Swaps across groups leave a face of undefined ethnicity (paper, "no undefined ethnicity")."""
-    if donors is None or table.identity is None:
+    if donors is None or (identity := table.identity) is None:
         return
-    group_of = dict(zip(table.identity.tolist(), table.group.tolist(), strict=True))
+    group_of = dict(zip(identity.tolist(), table.group.tolist(), strict=True))
     pairs = zip(text_column(donors).tolist(), table.group.tolist(), strict=True)
     crossed = sum(group_of.get(donor, group) != group for donor, group in pairs)
     if crossed:
