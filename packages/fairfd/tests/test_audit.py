@@ -205,7 +205,7 @@ def test_small_groups_and_missing_identities_are_warned_of_once(scores: ScoreTab
     few = audit(scores, n_boot=5, n_perm=5, min_identities=30)
     assert sum("30" in line for line in few.warnings) >= 1
     assert len(set(few.warnings)) == len(few.warnings)
-    unclustered = audit(replace(scores, identity=None), n_boot=5, n_perm=5)
+    unclustered = audit(replace(scores, people=None), n_boot=5, n_perm=5)
     assert unclustered.data.people is None
     assert unclustered.data.people_per_cell is None
     assert any("independent" in line for line in unclustered.warnings)
@@ -261,7 +261,7 @@ def test_drawn_people_are_equally_many_per_group_and_shuffles_keep_their_labels(
 
 def test_subjects_curve_refuses_what_it_cannot_draw(scores: ScoreTable) -> None:
     with pytest.raises(UserError, match="identity column"):
-        subjects_curve(replace(scores, identity=None).rate_table())
+        subjects_curve(replace(scores, people=None).rate_table())
     with pytest.raises(UserError, match="sizes of at least 2"):
         subjects_curve(scores.rate_table(), sizes=(1,))
     with pytest.raises(UserError, match="one of DPD"):

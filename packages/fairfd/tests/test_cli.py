@@ -173,8 +173,8 @@ MISTAKES = {
     "missing file": ("none.csv", None, "none.csv"),
     "missing column": (
         "a.csv",
-        lambda rows: [{key: value for key, value in row.items() if key != "approach"} for row in rows],
-        "approach",
+        lambda rows: [{key: value for key, value in row.items() if key != "score"} for row in rows],
+        "--columns score=NAME",
     ),
     "NaN score": ("b.csv", lambda rows: [{**rows[0], "score": "nan"}, *rows[1:]], "row"),
     "score outside [0, 1]": ("c.csv", lambda rows: [{**rows[0], "score": 3.5}, *rows[1:]], "--logits"),

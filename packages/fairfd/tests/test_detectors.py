@@ -59,10 +59,19 @@ def parameters_in_millions(model: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("name", list(MILLIONS))
-def test_parameter_counts_are_those_of_the_specification(name: str) -> None:
+def test_parameter_counts_are_those_of_the_methods(name: str) -> None:
     with torch.device("meta"):
         count = parameters_in_millions(create_detector(name))
     assert count == pytest.approx(MILLIONS[name], abs=0.03)
+
+
+@pytest.mark.parametrize(("name", "count"), [("meso4", 27_977), ("mesoinception4", 28_615)])
+def test_mesonets_have_as_many_parameters_as_their_paper_says(name: str, count: int) -> None:
+    with torch.device("meta"):
+        detector = create_detector(name, variant="mesonet")
+    assert sum(parameter.numel() for parameter in detector.parameters()) == count
+    with pytest.raises(UserError, match="use at least 32"):
+        create_detector(name, in_size=31)
 
 
 def test_detectors_give_probabilities_without_changing_their_mode(detector: Detector) -> None:

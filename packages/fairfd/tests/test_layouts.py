@@ -222,6 +222,25 @@ def test_aiface_table(tmp_path):
         scan(table(tmp_path / "bad.csv", "Image Path,Skin Tone,Target", "a.png,L,yes"), "aiface")
 
 
+def test_newer_aiface_table_keeps_gender_age_and_race(tmp_path):
+    file = table(
+        tmp_path / "test.csv",
+        "Image Path,Uncertainty Score Gender,Uncertainty Score Age,Uncertainty Score Race,Ground Truth Gender,"
+        "Ground Truth Age,Ground Truth Race,Intersection,Target",
+        "/ffhq/1.png,.1,.2,.3,1,0,2,2,0",
+        "/StyleGAN2/2.png,.1,.2,.3,0,2,0,4,1",
+    )
+    with pytest.warns(UserWarning, match="names no identities"):
+        manifest = scan(file, "aiface")
+    assert manifest.groups() == ("Asian", "Black")
+    assert manifest.group_by("gender").groups() == ("Female", "Male")
+    assert manifest.group_by("age").groups() == ("Senior", "Young")
+    with pytest.warns(UserWarning, match="names no identities"):
+        assert scan(file, "aiface", group_column="Ground Truth Gender").groups() == ("Female", "Male")
+    with pytest.raises(UserError, match="skin_tone is missing or empty in rows 1, 2"):
+        scan(file, "aiface", group_column="Skin Tone")
+
+
 def test_unknown_layouts_options_and_places_are_errors(tmp_path):
     with pytest.raises(UserError, match="is not one of fairfd, rfw"):
         scan(tmp_path, "imagenet")

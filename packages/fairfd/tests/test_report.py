@@ -218,7 +218,7 @@ def test_incomplete_data_still_make_a_page(case: str) -> None:
     elif case == "no reals":
         scores = scores.take(scores.label == 1)
     elif case == "no identities":
-        scores = replace(scores, identity=None)
+        scores = replace(scores, people=None)
     elif case == "empty cell":
         scores, options = scores.take((scores.group != "B") | (scores.approach != "swap")), {"empty": "drop"}
     result = audited(scores, n_boot=9, n_perm=9, **options)

@@ -1,13 +1,19 @@
 """Score tables and score files."""
 
 import csv
+import gzip
 import json
+import re
 import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
+from fairfd.cli import app
 from fairfd.evaluation.scores.files import ScoreFormat, read_score_tables, read_scores
 from fairfd.evaluation.scores.score_table import ScoreTable, to_metric_frame, write_score_tables
 from fairfd.method.fairness import fairness
@@ -125,7 +131,11 @@ BAD_FILES = {
     "not finite": ({2: {"score": "nan"}, 5: {"score": "inf"}}, "not a finite number at rows 2, 5"),
     "not a number": ({4: {"score": "high"}}, "score: not a number at row 4"),
     "label": ({1: {"label": "2"}, 3: {"label": "-1"}}, "neither 0 .* at rows 1, 3"),
-    "label word": ({1: {"label": "real"}}, "label: not a number at row 1"),
+    "label word": (
+        {1: {"label": "bona fide"}, 3: {"label": ""}},
+        r"neither 0 .* at rows 1, 3 \('', 'bona fide'\).*--real",
+    ),
+    "blank score": ({4: {"score": ""}}, "not a finite number at row 4.*--drop-missing"),
     "disagreement": ({n: {"label": "1"} for n in (1, 3, 5, 7, 9, 11)}, "disagree at rows 1, 3, 5, 7, 9 and 1 more"),
     "two groups": ({1: {"group": "Indian"}}, "identity in two groups: p0 .*fix the labels or drop them"),
     "blank group": ({2: {"group": " "}}, "group: blank at row 2"),
@@ -164,18 +174,214 @@ def test_bad_files_are_named_in_one_line(tmp_path):
     refused("a.csv", "", "no column label|no rows|there are no rows")
     refused("b.csv", f"{head}\n", "there are no rows")
     refused(
-        "c.csv", "image,group,approach,prob\na,b,c,1\n", r"no column label, score; it has image, group, approach, prob"
+        "c.csv",
+        "image,approach,prob\na,b,1\n",
+        r"no column score, group; it has image, approach, prob.*--columns score=NAME",
     )
     refused("d.csv", f"{head}\na,p,g,real,0,0.1\na,p,g\n", "row 2 has 3 fields where the header has 6")
     refused("e.csv", "score,score\n1,2\n", "names a column twice")
     refused("f.csv", f"{head}\nü,p,g,real,0,0.1\n".encode("latin-1"), "not UTF-8")
-    refused("g.csv", f'{head}\n"' + "x" * 200_000 + '",p,g,real,0,0.1\n', "not a table")
+    refused("g.csv", f'{head}\n"x,p,g,real,0,0.1\n', "row 1 has 1 fields")
     refused("h.jsonl", '{"score": 1}\nnonsense\n', "row 2: is not valid JSON")
     refused("i.jsonl", '{"score": 1}\n[1]\n', "row 2 is not a JSON object")
     refused("j.jsonl", '{"score": 1}, {"score": 2}\n', "row 1: is not valid JSON")
-    refused("k.parquet", "x", "ends in .csv, .tsv or .jsonl")
+    refused("k.parquet", "x", "not a table")
+    refused("k.feather", "x", "not a table")
+    refused("k.csv.gz", "x", "cannot read the scores")
+    refused("k.xlsx", "x", r"ends in \.csv, \.tsv, \.jsonl, .*\.parquet, \.feather")
+    refused("l.csv", "score,label,approach\n.1,0,real\n", "no column group")
+    refused("m.csv", "score,group\n.1,a\n", "no column label")
     with pytest.raises(UserError, match="cannot read the scores"):
         read_scores(tmp_path / "absent.csv")
+
+
+# ---------------------------------------------------------------------------------------------------- files of other people
+
+REAL_OR_FAKE = {"0": "real", "1": "fake"}
+TRUE_OR_FALSE = {"0": "False", "1": "True"}
+
+
+def without(rows, *names):
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+
+def renamed(rows, names):
+    return [{names.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+def arrow(rows):
+    """The rows as a table with the types that pandas would give them."""
+    table = pa.Table.from_pylist([row | {"score": float(row["score"]), "label": row["label"] == "1"} for row in rows])
+    coded = table["group"].combine_chunks().dictionary_encode()
+    return table.set_column(table.schema.get_field_index("group"), "group", coded)
+
+
+def with_index(path, rows):
+    return write_csv(path, [{"": str(number)} | row for number, row in enumerate(rows)])
+
+
+def with_semicolons(path, rows):
+    text = write_csv(path, rows).read_text().replace(",", ";")
+    path.write_text("\n".join(re.sub(r"(\d)\.(\d)", r"\1,\2", line) for line in text.splitlines()))
+    return path
+
+
+def packed(path, rows):
+    plain = path.with_suffix("")
+    if plain.suffix == ".jsonl":
+        plain.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        write_csv(plain, rows)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    return path
+
+
+def with_people(path, rows):
+    people = {row["image"]: {name: row[name] for name in ("image", "identity", "group")} for row in reversed(rows)}
+    write_csv(path.with_name("people.csv"), list(people.values()))
+    return write_csv(path, without(rows, "identity", "group"))
+
+
+KINDS = {
+    "an index column, as pandas writes it": ("s.csv", with_index, {}),
+    "capitalised headers": (
+        "s.csv",
+        lambda path, rows: write_csv(path, renamed(rows, {"score": "Score", "label": " LABEL", "group": "Group"})),
+        {},
+    ),
+    "other names": (
+        "s.csv",
+        lambda path, rows: write_csv(path, renamed(rows, {"score": "pred_prob", "label": "y_true", "group": "race"})),
+        {"columns": {"score": "pred_prob", "label": "y_true"}, "group_by": ("race",)},
+    ),
+    "labels in words": (
+        "s.csv",
+        lambda path, rows: write_csv(path, [row | {"label": REAL_OR_FAKE[row["label"]]} for row in rows]),
+        {},
+    ),
+    "boolean labels": (
+        "s.csv",
+        lambda path, rows: write_csv(path, [row | {"label": TRUE_OR_FALSE[row["label"]]} for row in rows]),
+        {},
+    ),
+    "labels with a point": (
+        "s.csv",
+        lambda path, rows: write_csv(path, [row | {"label": row["label"] + ".0"} for row in rows]),
+        {},
+    ),
+    "genuine rows of another name": (
+        "s.csv",
+        lambda path, rows: write_csv(
+            path, [row | {"approach": row["approach"].replace("real", "Original")} for row in rows]
+        ),
+        {"real": "Original"},
+    ),
+    "genuine rows of another case": (
+        "s.csv",
+        lambda path, rows: write_csv(path, [row | {"approach": row["approach"].capitalize()} for row in rows]),
+        {},
+    ),
+    "no label": ("s.csv", lambda path, rows: write_csv(path, without(rows, "label")), {}),
+    "no approach": ("s.csv", lambda path, rows: write_csv(path, without(rows, "approach")), {}),
+    "semicolons and decimal commas": ("s.csv", with_semicolons, {}),
+    "gzipped CSV": ("s.csv.gz", packed, {}),
+    "gzipped JSON lines": ("s.jsonl.gz", packed, {}),
+    "Parquet": ("s.parquet", lambda path, rows: (pq.write_table(arrow(rows), path), path)[1], {}),
+    "Feather": ("s.feather", lambda path, rows: (feather.write_feather(arrow(rows), path), path)[1], {}),
+    "people in a second file": ("s.csv", with_people, {"people": "people.csv"}),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_file_holds_the_same_table(tmp_path, kind):
+    name, write, options = KINDS[kind]
+    rows = good_rows()
+    plain = read_scores(write_csv(tmp_path / "plain.csv", rows))
+    if "people" in options:
+        options = options | {"people": tmp_path / options["people"]}
+    found = read_scores(write(tmp_path / name, rows), **options)
+    assert found.detector == "s"
+    for column in ("image", "identity", "group", "label", "score"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(plain, column), err_msg=column)
+    forgery = {"no approach": "fake", "genuine rows of another case": "Swap"}.get(kind, "swap")
+    assert found.approach.tolist() == [forgery if name == "swap" else name for name in plain.approach.tolist()]
+
+
+def test_float32_scores_of_a_parquet_file_keep_their_precision(tmp_path):
+    table = arrow(good_rows())
+    table = table.set_column(5, "score", table["score"].cast(pa.float32()))
+    pq.write_table(table, tmp_path / "s.parquet")
+    assert read_scores(tmp_path / "s.parquet").score.dtype == np.float32
+
+
+def test_rows_that_lack_something_are_left_out_when_asked(tmp_path):
+    rows = changed(good_rows(), {1}, score="")
+    rows = changed(changed(rows, {2}, group=" ", score="nan"), {4}, identity="")
+    path = write_csv(tmp_path / "s.csv", rows)
+    with pytest.raises(UserError, match=r"rows 1, 2.*--drop-missing"):
+        read_scores(path)
+    table = read_scores(path, drop_missing=True)
+    assert table.image.tolist() == [row["image"] for number, row in enumerate(rows, 1) if number not in (1, 2, 4)]
+    assert "left out 3 rows that lack something: score 2, identity 1, group 1" in table.warnings
+    assert not any("left out" in line for line in read_scores(write_csv(path, good_rows()), drop_missing=True).warnings)
+    with pytest.raises(UserError, match="every row lacks something; score 2, label 48"):
+        read_scores(write_csv(path, changed(rows, range(1, 99), label="")), drop_missing=True)
+    # Rows keep the numbers that they have in the file.
+    with pytest.raises(UserError, match=r"neither 0 .* at row 7\b"):
+        read_scores(write_csv(path, changed(rows, {7}, label="7")), drop_missing=True)
+
+
+def test_people_that_do_not_fit_are_named(tmp_path):
+    rows = good_rows()
+    path = with_people(tmp_path / "s.csv", rows)
+    people = tmp_path / "people.csv"
+    listed = without(rows, "approach", "label", "score")
+    with pytest.raises(UserError, match="image with two values of group, the second at row 49"):
+        read_scores(path, people=write_csv(people, [*listed, listed[0] | {"group": "Other"}]))
+    write_csv(people, listed[2:])
+    with pytest.raises(UserError, match="group: blank at rows 1, 2"):
+        read_scores(path, people=people)
+    assert len(read_scores(path, people=people, drop_missing=True)) == len(rows) - 2
+    with pytest.raises(UserError, match="adds nothing; it has image"):
+        read_scores(path, people=write_csv(people, without(listed, "identity", "group")))
+    with pytest.raises(UserError, match="no column person"):
+        read_scores(path, people=people, on="person")
+
+
+def test_people_can_be_joined_by_identity(tmp_path):
+    rows = good_rows()
+    people = {row["identity"]: {"Identity": row["identity"], "group": row["group"]} for row in rows}
+    write_csv(tmp_path / "people.csv", list(people.values()))
+    path = write_csv(tmp_path / "s.csv", without(rows, "group"))
+    assert equal(
+        read_scores(path, people=tmp_path / "people.csv", on="identity"),
+        read_scores(write_csv(tmp_path / "t.csv", rows)),
+    )
+
+
+def test_the_command_line_reads_a_companys_file(tmp_path, capsys):
+    rows = renamed(good_rows(), {"score": "pred_prob", "approach": "method"})
+    rows = [row | {"method": row["method"].replace("real", "Original")} for row in without(rows, "label", "group")]
+    write_csv(tmp_path / "people.csv", [{"identity": f"p{i}", "race": ("Asian", "Indian")[i % 2]} for i in range(24)])
+    write_csv(tmp_path / "s.csv", changed(rows, {3}, pred_prob=""))
+    told = [
+        "--columns",
+        "score=pred_prob,approach=method",
+        "--real",
+        "Original",
+        "--people",
+        str(tmp_path / "people.csv"),
+    ]
+    told += ["--on", "identity", "--group-by", "race", "--drop-missing", "--n-boot", "0", "--n-perm", "0"]
+    code = app(
+        ["metrics", str(tmp_path / "s.csv"), "-o", str(tmp_path / "m.json"), *told], result_action="return_value"
+    )
+    assert code == 0
+    assert "left out 1 rows that lack something: score 1" in capsys.readouterr().out
+    data = json.loads((tmp_path / "m.json").read_text())
+    assert "Indian" in json.dumps(data)
+    with pytest.raises(UserError, match=r"--columns pred_prob: is not OURS=THEIRS"):
+        app(["thresholds", str(tmp_path / "s.csv"), "--columns", "pred_prob"], result_action="return_value")
 
 
 def test_rows_far_into_a_file_keep_their_numbers(tmp_path):

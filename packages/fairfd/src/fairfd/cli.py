@@ -3,15 +3,18 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
-from fairfd.config import TrainConfig
+from fairfd.config import IntakeOptions, TrainConfig
 from tenfold import UserError
 from tenfold.cli import EXIT_LIMIT_BROKEN, EXIT_OK, EXIT_SOME_SKIPPED, Paper, RunOptions, create_app, run, verb
 from tenfold.files import check_writable
 from tenfold.options import Count, OpenShare, Seed, Size
+
+if TYPE_CHECKING:
+    from fairfd.evaluation.scores.score_table import ScoreTable
 
 PAPER = Paper(
     title="Thinking Racial Bias in Fair Forgery Detection: Models, Datasets and Evaluations",
@@ -256,8 +259,8 @@ def train(
 
     Args:
         manifest: A manifest with the splits train and val.
-        detector: xception, core, spsl, f3net, ffd, recce, ucf, srm, capsule, pgfdd, dag-fdd, daw-fdd, small-rgb, small-spsl, ..., timm:NAME, probe:NAME, hf:NAME. The small ones go with the presets tiny and small, the others with paper.
-        pretrained: imagenet, a file of ImageNet weights, a trained detector's folder, or deepfakebench:FILE.
+        detector: xception, core, spsl, f3net, ffd, recce, ucf, srm, capsule, meso4, mesoinception4, pgfdd, dag-fdd, daw-fdd, small-rgb, small-spsl, ..., timm:NAME, probe:NAME, hf:NAME. The small ones go with the presets tiny and small, the others with paper.
+        pretrained: imagenet, a file of ImageNet weights, a trained detector's folder, deepfakebench:FILE, or mesonet:FILE.h5.
         in_size: Side of the network's input; the detector's own by default.
         revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         approach: Train on these forgeries only; repeat for several.
@@ -295,10 +298,10 @@ def score(
 
     Args:
         manifest: The images.
-        detector: A run folder, a folder of save_pretrained, or hf:NAME, timm:NAME with --pretrained.
+        detector: A run folder, a folder of save_pretrained, hf:NAME, or a detector by name with --pretrained.
         out: The score file to write, .csv or .jsonl.
         split: Only this split.
-        pretrained: Weights for a detector given by name.
+        pretrained: Weights for a detector given by name: deepfakebench:FILE, mesonet:FILE.h5.
         revision: Branch, tag or commit of hf:NAME on the Hub; the commit that is used is printed.
         batch_size: Images at a time.
         device: auto, cpu, cuda, ...
@@ -395,20 +398,15 @@ def metrics(
     seed: Seed = 0,
     empty: Empty = "raise",
     limit: Annotated[tuple[str, ...], Parameter(name="--max", negative=())] = (),
-    group_by: str = "group",
-    min_group: Size = 0,
-    min_identities: Size = 20,
-    video: str | None = "video",
-    logits: bool = False,
-    allow_duplicates: bool = False,
     subjects_curve: bool = False,
+    intake: IntakeOptions = IntakeOptions(),  # noqa: B008  # frozen
 ) -> int:
     """Compute the twelve fairness metrics of a score file, with intervals, noise floor and p-values.
 
-    The file needs the columns group, approach, label and score; identity makes the intervals honest. Leaves with 3 when a --max limit is broken.
+    The file needs the columns group, score and label or approach, by whatever names (--columns); identity makes the intervals honest. Leaves with 3 when a --max limit is broken.
 
     Args:
-        scores: CSV, TSV or JSONL, one row an image; a detector column may hold several detectors.
+        scores: CSV, TSV or JSONL (or .gz of them), Parquet or Feather, one row an image; a detector column may hold several detectors.
         out: The JSON to write; fairfd report turns one or more into a page.
         html: Also write the page.
         convention: official reproduces the published tables, paper follows the equations as printed.
@@ -418,12 +416,6 @@ def metrics(
         seed: Of both.
         empty: What to do with a cell without images: stop, leave it out, or make what it reaches undefined.
         limit: Such as aadpd=.05, paper.urdpd.high=.1; repeat for several.
-        group_by: The column that holds the group, or several joined by a comma: race,gender.
-        min_group: Leave out groups with fewer people.
-        min_identities: Warn of groups with fewer people.
-        video: A column whose frames are averaged first, where the file has it.
-        logits: The scores are logits: apply the sigmoid.
-        allow_duplicates: Accept the same image under the same approach twice.
         subjects_curve: Also show how the numbers change with the number of people.
     """
     from rich.console import Console
@@ -433,20 +425,17 @@ def metrics(
     from fairfd.evaluation.audit.sample_size import SIZES
     from fairfd.evaluation.report.report import Report
     from fairfd.evaluation.report.tables import metrics_table
-    from fairfd.evaluation.scores.files import ScoreFormat, read_score_tables
     from fairfd.method.fairness import OFFICIAL
     from fairfd.method.fairness import PAPER as PRINTED
 
     limits = parse_limits(limit)
-    _target(out, scores)
+    _target(out, scores, intake.people)
     if html:
-        _target(html, scores, out)
-    columns = tuple(part.strip() for part in group_by.split(","))
-    how = ScoreFormat(columns, min_group, video, logits, allow_duplicates, min_identities)
+        _target(html, scores, intake.people, out)
     conventions = {"official": (OFFICIAL,), "paper": (PRINTED,), "both": (OFFICIAL, PRINTED)}[convention]
-    tables = read_score_tables(scores, how)
+    tables = _read(scores, intake)
     for name, table in tables.items():
-        if len(groups := set(table.group.tolist())) < 2:
+        if len(groups := table.groups.present()) < 2:
             raise UserError(
                 f"{scores}: {name} has the one group {', '.join(groups)}; a comparison needs two or more (see --group-by)"
             )
@@ -459,7 +448,7 @@ def metrics(
             n_perm=n_perm,
             seed=seed,
             empty=empty,
-            min_identities=min_identities,
+            min_identities=intake.min_identities,
             subject_sizes=SIZES if subjects_curve else (),
         )
         for table in tables.values()
@@ -484,6 +473,26 @@ def metrics(
     return EXIT_LIMIT_BROKEN if violations else 0
 
 
+def _read(scores: Path, intake: IntakeOptions) -> "dict[str, ScoreTable]":
+    """The tables of a score file."""
+    from fairfd.evaluation.scores.files import ScoreFormat, read_score_tables
+
+    how = ScoreFormat(
+        group_by=tuple(part.strip() for part in intake.group_by.split(",")),
+        min_group=intake.min_group,
+        video=intake.video,
+        logits=intake.logits,
+        allow_duplicates=intake.allow_duplicates,
+        min_identities=intake.min_identities,
+        real=intake.real,
+        columns=intake.renamed(),
+        drop_missing=intake.drop_missing,
+        people=intake.people,
+        on=intake.on,
+    )
+    return read_score_tables(scores, how)
+
+
 @verb(app, "fairfd report metrics.json -o report.html")
 def report(metrics: Annotated[tuple[Path, ...], Parameter(negative=())], *, out: Out = Path("report.html")) -> None:
     """Make one self-contained HTML page of one or more results of `metrics`.
@@ -503,7 +512,14 @@ def report(metrics: Annotated[tuple[Path, ...], Parameter(negative=())], *, out:
 
 
 @verb(app, "fairfd thresholds scores.csv")
-def thresholds(scores: Path, *, fraction: OpenShare = 0.5, threshold: float = 0.5, seed: Seed = 0) -> None:
+def thresholds(
+    scores: Path,
+    *,
+    fraction: OpenShare = 0.5,
+    threshold: float = 0.5,
+    seed: Seed = 0,
+    intake: IntakeOptions = IntakeOptions(),  # noqa: B008  # frozen
+) -> None:
     """Show what a threshold for each group would change, judged on people who did not set it.
 
     Args:
@@ -516,10 +532,9 @@ def thresholds(scores: Path, *, fraction: OpenShare = 0.5, threshold: float = 0.
 
     from fairfd.evaluation.audit.thresholds import threshold_audit
     from fairfd.evaluation.report.tables import thresholds_table
-    from fairfd.evaluation.scores.files import read_score_tables
     from fairfd.method.fairness import fairness
 
-    for name, table in read_score_tables(scores).items():
+    for name, table in _read(scores, intake).items():
         found = threshold_audit(
             table.score, table.label, table.group, table.approach, table.identity, threshold, fraction, seed
         )

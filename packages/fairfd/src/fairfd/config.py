@@ -1,6 +1,7 @@
-"""How a detector is trained (paper, "Experimental setup"). Imports no network: the command line reads it for its options."""
+"""How a detector is trained (paper, "Experimental setup") and a score file is read: what the command line offers as options."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
@@ -55,3 +56,47 @@ class TrainConfig:
         check_fields(self)
         if self.workers > MOST_WORKERS:
             raise UserError(f"workers is {self.workers}; give at most {MOST_WORKERS}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class IntakeOptions:
+    """How a score file is read.
+
+    Attributes:
+        columns: What the file calls our columns where it does so otherwise: score=pred_prob,label=y_true.
+        real: The approach, or the label, of genuine images.
+        group_by: The column that holds the group, or several joined by a comma: race,gender.
+        people: A second file with what the scores lack: group, identity, approach, label.
+        on: The column that both files have, by which their rows are joined.
+        drop_missing: Leave out rows in which a needed column is blank, and say how many.
+        min_group: Leave out groups with fewer people.
+        min_identities: Warn of groups with fewer people.
+        video: A column whose frames are averaged first, where the file has it.
+        logits: The scores are logits: apply the sigmoid.
+        allow_duplicates: Accept the same image under the same approach twice.
+    """
+
+    columns: str = ""
+    real: str = "real"
+    group_by: str = "group"
+    people: Path | None = None
+    on: str = "image"
+    drop_missing: bool = False
+    min_group: Size = 0
+    min_identities: Size = 20
+    video: str | None = "video"
+    logits: bool = False
+    allow_duplicates: bool = False
+
+    def renamed(self) -> dict[str, str]:
+        """`columns` as a mapping.
+
+        Raises:
+            UserError: a part that is not OURS=THEIRS.
+        """
+        pairs = [part.partition("=") for part in self.columns.split(",") if part.strip()]
+        for ours, equals, theirs in pairs:
+            if not (ours.strip() and equals and theirs.strip()):
+                raise UserError(f"--columns {ours}{equals}{theirs}: is not OURS=THEIRS, such as score=pred_prob")
+        return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def scan(root: Path, layout: str = "folders", **options: Any) -> Manifest:
             "folders": `<group>/<identity>/<image>`, landmarks beside an image as `.npy` of the same name;
             "plain": a folder of images and `demographics=` (or `group=` for a single-population folder);
             "deepfakebench": a DeepfakeBench dataset JSON with `demographics=`;
-            "aiface": an AI-Face table (Image Path, Gender, Age, Skin Tone, Intersection, Target).
+            "aiface": an AI-Face table (Image Path, Gender, Age, Skin Tone, Intersection, Target; or the newer
+                Image Path, Ground Truth Gender, Ground Truth Age, Ground Truth Race, Intersection, Target).
         **options: see `ScanOptions`.
 
     Raises:
@@ -275,12 +276,17 @@ def _persons(video: str) -> tuple[str, str]:
 
 
 def _scan_aiface(root: Path, options: ScanOptions) -> Manifest:
-    """AI-Face table; the group is the skin tone unless another column is named, the other attributes go to `meta`."""
+    """AI-Face table; the group is skin tone or race unless another column is named, the other attributes go to `meta`.
+
+    The newer tables call the attributes "Ground Truth ..." and write them as numbers, which become words here.
+    """
     if root.is_dir():
         raise UserError(f"{root}: name the AI-Face table, e.g. test.csv")
-    column = options.group_column or "skin_tone"
-    attributes = ("gender", "age", "skin_tone", "intersection")
-    table = _table(root, ("image_path", "target", column))
+    attributes = ("gender", "age", "skin_tone", "race", "intersection")
+    table = [_in_words(row) for row in _table(root, ("image_path", "target"))]
+    column = options.group_column.removeprefix(_AIFACE_PREFIX) or ("skin_tone" if "skin_tone" in table[0] else "race")
+    if bad := [number for number, row in enumerate(table, 1) if not row.get(column)]:
+        raise UserError(f"{root}: {column} is missing or empty in rows {few(bad)}; name another with --group-column")
     samples = []
     for number, row in enumerate(table, 1):
         if row["target"] not in ("0", "1"):
@@ -294,6 +300,22 @@ def _scan_aiface(root: Path, options: ScanOptions) -> Manifest:
         )
     warnings.warn(f"{root}: AI-Face names no identities; intervals will assume independent images", stacklevel=3)
     return Manifest((options.images or root.parent).resolve(), tuple(samples))
+
+
+_AIFACE_PREFIX = "ground_truth_"
+
+_AIFACE_WORDS: Mapping[str, Mapping[str, str]] = {
+    "ground_truth_gender": {"0": "Female", "1": "Male"},
+    "ground_truth_age": {"0": "Young", "1": "Middle-aged", "2": "Senior", "3": "Others"},
+    "ground_truth_race": {"0": "Asian", "1": "White", "2": "Black", "3": "Others"},
+}
+"""What the numbers of the newer AI-Face tables mean (README of AI-Face-FairnessBench)."""
+
+
+def _in_words(row: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(_AIFACE_PREFIX): _AIFACE_WORDS.get(name, {}).get(value, value) for name, value in row.items()
+    }
 
 
 def _grouped(root: Path) -> Iterator[tuple[str, str, Path]]:

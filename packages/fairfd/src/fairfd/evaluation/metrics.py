@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fairfd.data.scores.validation import (
     REAL,
+    Coded,
     Threshold,
     check_labels_match_approaches,
     check_lengths,
@@ -91,8 +92,8 @@ class Gate:
 def utility(
     scores: ArrayLike,
     labels: ArrayLike,
-    groups: ArrayLike,
-    approaches: ArrayLike,
+    groups: ArrayLike | Coded,
+    approaches: ArrayLike | Coded,
     threshold: Threshold = 0.5,
     real: str | int = REAL,
     group_order: Sequence[str | int] | None = None,
@@ -165,11 +166,13 @@ def scorecard(
     fake = label == 1
     tpr, tnr = _share(called_fake[fake]), _share(~called_fake[~fake])
     both = tpr is not None and tnr is not None
+    # The scores are sorted once for all three.
+    points = operating_points(score, label) if both else None
     return Scorecard(
         images=len(label),
-        auc=auc(score, label) if both else None,
-        ap=average_precision(score, label) if both else None,
-        eer=equal_error_rate(score, label) if both else None,
+        auc=_area(*points) if points else None,
+        ap=_precision(*points) if points else None,
+        eer=_equal_error(*points) if points else None,
         acc=_share(called_fake == fake),
         balanced_acc=(tpr + tnr) / 2 if tpr is not None and tnr is not None else None,
         tpr=tpr,
@@ -179,8 +182,15 @@ def scorecard(
 
 def auc(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> float:
     """P(a fake scores above a real) + P(they tie) / 2: the Mann-Whitney statistic. NaN without reals or fakes."""
-    fake, real = score[label == 1], score[label == 0]
-    return float(wins(fake, real).mean()) if len(fake) and len(real) else math.nan
+    if not len(label) or label.min() == label.max():
+        return math.nan
+    return _area(*operating_points(score, label))
+
+
+def _area(false_positives: Int[np.ndarray, " t"], true_positives: Int[np.ndarray, " t"]) -> float:
+    """Area under the operating points by trapezoids, which count ties 1/2."""
+    doubled = np.sum(np.diff(false_positives) * (true_positives[1:] + true_positives[:-1]))
+    return float(doubled / (2 * false_positives[-1] * true_positives[-1]))
 
 
 def auc_per_approach(
@@ -206,14 +216,20 @@ def wins(fake: Float[np.ndarray, " n"], real: Float[np.ndarray, " m"]) -> Float[
 
 def average_precision(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> float:
     """Sum over thresholds of (recall gained) x (precision there), fake being the positive class."""
-    false_positives, true_positives = operating_points(score, label)
+    return _precision(*operating_points(score, label))
+
+
+def _precision(false_positives: Int[np.ndarray, " t"], true_positives: Int[np.ndarray, " t"]) -> float:
     precision = true_positives[1:] / (true_positives[1:] + false_positives[1:])
     return float(np.sum(np.diff(true_positives) * precision) / true_positives[-1])
 
 
 def equal_error_rate(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> float:
     """FPR at the operating point that minimises |FNR - FPR|, the first of several."""
-    false_positives, true_positives = operating_points(score, label)
+    return _equal_error(*operating_points(score, label))
+
+
+def _equal_error(false_positives: Int[np.ndarray, " t"], true_positives: Int[np.ndarray, " t"]) -> float:
     fpr, fnr = false_positives / false_positives[-1], 1 - true_positives / true_positives[-1]
     return float(fpr[np.argmin(np.abs(fnr - fpr))])
 

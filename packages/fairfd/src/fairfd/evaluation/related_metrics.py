@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
-from fairfd.data.scores.validation import Threshold, check_lengths, checked_labels, checked_scores, decide, encode
+from fairfd.data.scores.validation import (
+    Coded,
+    Threshold,
+    check_lengths,
+    checked_labels,
+    checked_scores,
+    decide,
+    encode,
+)
 from fairfd.method.fairness import ratio
 
 
@@ -63,7 +71,9 @@ class GroupRates:
     overall_fpr: float
 
 
-def peer_metrics(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, threshold: Threshold = 0.5) -> PeerMetrics:
+def peer_metrics(
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | Coded, threshold: Threshold = 0.5
+) -> PeerMetrics:
     """AI-Face's five fairness metrics, the FPR gap and the worst group's TPR and TNR.
 
     Args:
@@ -93,7 +103,9 @@ def peer_metrics(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, thresh
     return PeerMetrics(**{name: None if math.isnan(value) else value for name, value in values.items()})
 
 
-def group_rates(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, threshold: Threshold = 0.5) -> GroupRates:
+def group_rates(
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | Coded, threshold: Threshold = 0.5
+) -> GroupRates:
     """TPR, FPR, positive rate and accuracy of each group, pooled over approaches.
 
     Args:

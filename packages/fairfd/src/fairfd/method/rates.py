@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from fairfd.data.scores.validation import (
     REAL,
+    Coded,
     Threshold,
     check_labels_match_approaches,
     check_lengths,
@@ -66,9 +67,9 @@ class RateTable:
         cls,
         scores: ArrayLike,
         labels: ArrayLike,
-        groups: ArrayLike,
-        approaches: ArrayLike,
-        identities: ArrayLike | None = None,
+        groups: ArrayLike | Coded,
+        approaches: ArrayLike | Coded,
+        identities: ArrayLike | Coded | None = None,
         threshold: Threshold = 0.5,
         real: str | int = REAL,
         group_order: Sequence[str | int] | None = None,

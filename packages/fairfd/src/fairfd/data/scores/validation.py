@@ -75,9 +75,13 @@ class Coded(NamedTuple):
     names: tuple[str, ...]
     codes: Int[np.ndarray, " n"]
 
-    def take(self, rows: Int[np.ndarray, " m"]) -> "Coded":
-        """The column at some rows."""
+    def take(self, rows: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> "Coded":
+        """The column at some rows, by index or mask."""
         return Coded(self.names, self.codes[rows])
+
+    def present(self) -> tuple[str, ...]:
+        """The names that some row has."""
+        return tuple(self.names[code] for code in np.unique(self.codes).tolist())
 
     def equals(self, name: str) -> Bool[np.ndarray, " n"]:
         """Where the column holds a name."""
@@ -98,7 +102,9 @@ def encode(values: ArrayLike | Coded, order: Sequence[str | int] | None, what: s
     if isinstance(values, Coded):
         present = np.bincount(values.codes, minlength=len(values.names)) > 0
         kept = sorted(np.flatnonzero(present).tolist(), key=values.names.__getitem__)
-        renumbered = np.zeros(len(values.names), np.int64)
+        if kept == list(range(len(values.names))):
+            return _ordered(values, order, what)
+        renumbered = np.zeros(len(values.names), values.codes.dtype)
         renumbered[kept] = np.arange(len(kept))
         return _ordered(Coded(tuple(values.names[code] for code in kept), renumbered[values.codes]), order, what)
     if isinstance(values, list | tuple) and values and isinstance(values[0], str):
@@ -144,7 +150,7 @@ def encode_approaches(
     if REAL in forgeries:
         raise UserError(f"approach: '{REAL}' names the real row; rename the forgery approach of that name")
     index = {called: 0} | {name: row for row, name in enumerate(forgeries, start=1)}
-    return Coded((REAL, *forgeries), np.array([index[name] for name in names], np.int64)[codes])
+    return Coded((REAL, *forgeries), np.array([index[name] for name in names], codes.dtype)[codes])
 
 
 def checked_scores(scores: ArrayLike, places: Places = POSITIONS) -> Float[np.ndarray, " n"]:
@@ -159,7 +165,9 @@ def checked_scores(scores: ArrayLike, places: Places = POSITIONS) -> Float[np.nd
         raise UserError(f"scores: one P(fake) per image is needed, not an array of shape {score.shape}")
     finite = np.isfinite(score)
     if not finite.all():
-        raise UserError(f"scores: not a finite number at {places.name(~finite)}; score these images again")
+        raise UserError(
+            f"scores: not a finite number at {places.name(~finite)}; score these images again, or leave the rows out (--drop-missing)"
+        )
     if score.size and (score.min() < 0 or score.max() > 1):
         raise UserError(
             f"scores: they run from {score.min():.4g} to {score.max():.4g}, outside [0, 1]; "

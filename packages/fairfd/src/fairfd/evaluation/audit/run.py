@@ -7,13 +7,14 @@ with per-row gaps, utility, the peer metrics, the near-trivial gate and, on requ
 import hashlib
 import math
 import platform
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from jaxtyping import Float
 
-from fairfd.data.scores.validation import Threshold
+from fairfd.data.scores.validation import Threshold, encode
 from fairfd.evaluation.audit.record import (
     FORMAT_VERSION,
     ApproachResult,
@@ -39,13 +40,16 @@ from fairfd.evaluation.audit.uncertainty import (
 )
 from fairfd.evaluation.metrics import Scorecard, Utility, utility_gate
 from fairfd.evaluation.related_metrics import peer_metrics
-from fairfd.evaluation.scores.score_table import MIN_IDENTITIES, ScoreTable
+from fairfd.evaluation.scores.score_table import MIN_IDENTITIES, ScoreTable, Text
 from fairfd.method.fairness import METRIC_NAMES, OFFICIAL, PAPER, Convention, Empty, fairness, spread, utilities
 from fairfd.method.rates import RateTable
 from tenfold.errors import UserError
 
 AA_AND_NAIVE = tuple(zip(METRIC_NAMES[4:8], METRIC_NAMES[:4], strict=True))
 """Which naive metric each approach-averaged one sharpens."""
+
+_AT_A_TIME = 65536
+"""Names that are Python strings at a time."""
 
 ENOUGH = 200
 """Replicates below which intervals are too coarse to report; one fewer permutation will do."""
@@ -116,7 +120,7 @@ def audit(
         conventions=found,
         approaches=_approach_results(table, boots[0] if boots else None),
         utility=_utility_result(utility),
-        peer_metrics=peer_metrics(scores.score, scores.label, scores.group, threshold),
+        peer_metrics=peer_metrics(scores.score, scores.label, scores.groups, threshold),
         gate=utility_gate(utility),
         subjects_curve=curve,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -219,17 +223,29 @@ def _data(scores: ScoreTable, table: RateTable) -> DataSummary:
 
 
 def rows_sha256(scores: ScoreTable) -> str:
-    """Hash of the rows as text, sorted: the same scores in another order have the same hash."""
-    blank = [""] * len(scores)
-    columns = (
-        scores.image.tolist(),
-        blank if scores.identity is None else scores.identity.tolist(),
-        scores.group.tolist(),
-        scores.approach.tolist(),
-        map(str, scores.label.tolist()),
-        map(repr, scores.score.tolist()),
-    )
-    return _sha256(sorted(map("\t".join, zip(*columns, strict=True))))
+    """Hash of the rows in an order of their own: the same scores in another order have the same hash.
+
+    Rows are sorted by a checksum of the image's name and by everything else; that two different names have the same checksum
+    and the rest in common does not happen in practice.
+    """
+    columns = (scores.groups, scores.approaches, *(() if scores.people is None else (scores.people,)))
+    coded = [encode(column, None, "column") for column in columns]
+    cell = np.ravel_multi_index([codes for _, codes in coded], [len(names) for names, _ in coded]) % 2**31
+    checksum = np.concatenate([[zlib.crc32(name.encode()) for name in part] for part in _parts(scores.image)])
+    order = np.lexsort((scores.score, checksum.astype(np.int64) << 31 | cell))
+    digest = hashlib.sha256()
+    for names, codes in coded:
+        digest.update("\n".join(names).encode())
+        digest.update(codes[order].astype("<i4").tobytes())
+    digest.update(scores.label[order].astype("<i4").tobytes())
+    digest.update(scores.score[order].astype("<f8").tobytes())
+    for rows in np.array_split(order, len(order) // _AT_A_TIME + 1):
+        digest.update("\n".join(scores.image[rows].tolist()).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _parts(names: Text) -> Iterator[list[str]]:
+    return (names[start : start + _AT_A_TIME].tolist() for start in range(0, len(names), _AT_A_TIME))
 
 
 def people_sha256(table: RateTable) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fairfd.data.scores.validation import (
     REAL,
+    Coded,
     check_labels_match_approaches,
     check_lengths,
     checked_labels,
@@ -56,9 +57,9 @@ class ThresholdAudit:
 def threshold_audit(
     scores: ArrayLike,
     labels: ArrayLike,
-    groups: ArrayLike,
-    approaches: ArrayLike,
-    identities: ArrayLike | None,
+    groups: ArrayLike | Coded,
+    approaches: ArrayLike | Coded,
+    identities: ArrayLike | Coded | None,
     threshold: float = 0.5,
     fraction: float = 0.5,
     seed: int = 0,
@@ -117,7 +118,7 @@ def threshold_audit(
     return ThresholdAudit(thresholds, accuracies, table(threshold), table(thresholds), calibration, (LAWFULNESS,))
 
 
-def group_thresholds(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> dict[str, float]:
+def group_thresholds(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | Coded) -> dict[str, float]:
     """The best threshold of each group on the given images; judge them on other people's.
 
     Args:

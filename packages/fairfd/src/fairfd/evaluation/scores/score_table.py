@@ -49,6 +49,9 @@ COLUMNS = ("image", "identity", "group", "approach", "label", "score", "detector
 INVERTED_AUC = 0.35
 """Below this, scores are taken to be P(real) by mistake; they are never flipped."""
 
+_AT_A_TIME = 65536
+"""Names that are Python strings at a time."""
+
 MIN_IDENTITIES = 20
 """Groups with fewer persons are warned of."""
 
@@ -59,9 +62,9 @@ class ScoreTable:
 
     Attributes:
         image: name of each image (of each video, where frames were pooled).
-        identity: person on the pristine base image, or None where unknown: images then count as independent.
-        group: sensitive group.
-        approach: "real" or the forgery approach.
+        people: person on the pristine base image, or None where unknown: images then count as independent.
+        groups: sensitive group.
+        approaches: "real" or the forgery approach.
         label: 0 real, 1 fake.
         score: P(fake) in [0, 1].
         detector: name.
@@ -69,13 +72,28 @@ class ScoreTable:
     """
 
     image: Text
-    identity: Text | None
-    group: Text
-    approach: Text
+    people: Coded | None
+    groups: Coded
+    approaches: Coded
     label: Int[np.ndarray, " n"]
     score: Float[np.ndarray, " n"]
     detector: str = "detector"
     warnings: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> Text | None:
+        """`people` as a column of strings."""
+        return None if self.people is None else text_column(self.people)
+
+    @property
+    def group(self) -> Text:
+        """`groups` as a column of strings."""
+        return text_column(self.groups)
+
+    @property
+    def approach(self) -> Text:
+        """`approaches` as a column of strings."""
+        return text_column(self.approaches)
 
     @classmethod
     def create(
@@ -120,14 +138,14 @@ class ScoreTable:
             names, identities = _filled(encode(identity, None, "identity"), "identity", places)
             check_lengths(score=scores, identity=identities)
             group_of_identity(identities, names, groups, group_names)
-            people = text_column(Coded(names, identities))
+            people = Coded(names, identities)
         if image is not None and not allow_duplicates:
-            _check_distinct(image, approaches, places)
+            _check_distinct(images, approaches, places)
         return cls(
             image=images,
-            identity=people,
-            group=text_column(Coded(group_names, groups)),
-            approach=text_column(Coded(approach_names, approaches)),
+            people=people,
+            groups=Coded(group_names, groups),
+            approaches=Coded(approach_names, approaches),
             label=labels,
             score=scores,
             detector=detector,
@@ -149,9 +167,9 @@ class ScoreTable:
         return replace(
             self,
             image=self.image[rows],
-            identity=None if self.identity is None else self.identity[rows],
-            group=self.group[rows],
-            approach=self.approach[rows],
+            people=None if self.people is None else self.people.take(rows),
+            groups=self.groups.take(rows),
+            approaches=self.approaches.take(rows),
             label=self.label[rows],
             score=self.score[rows],
         )
@@ -159,12 +177,12 @@ class ScoreTable:
     def rate_table(self, threshold: Threshold = 0.5) -> RateTable:
         """Counts of correct decisions, see `RateTable.from_scores`."""
         return RateTable.from_scores(
-            self.score, self.label, self.group, self.approach, self.identity, threshold=threshold
+            self.score, self.label, self.groups, self.approaches, self.people, threshold=threshold
         )
 
     def utility(self, threshold: Threshold = 0.5) -> Utility:
         """AUC, accuracy and so on, see `fairfd.utility`."""
-        return utility(self.score, self.label, self.group, self.approach, threshold)
+        return utility(self.score, self.label, self.groups, self.approaches, threshold)
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write the table as `.csv` or `.jsonl`, whole or not at all; `read_scores` reads it back.
@@ -218,7 +236,7 @@ def to_metric_frame(table: ScoreTable, threshold: Threshold = 0.5) -> "MetricFra
         from fairlearn.metrics import MetricFrame, selection_rate
     except ImportError as error:
         raise UserError("a MetricFrame needs fairlearn; install it with `pip install fairlearn`") from error
-    names, codes = encode(table.group, None, "group")
+    names, codes = encode(table.groups, None, "group")
     called = decide(table.score, codes, names, threshold).astype(np.int64)
 
     def accuracy(truth: Any, prediction: Any) -> float:
@@ -247,18 +265,24 @@ def _filled(coded: Coded, what: str, places: Places) -> Coded:
     """The coded column, known to have no blanks."""
     blank = np.isin(coded.codes, [code for code, name in enumerate(coded.names) if not name.strip()])
     if blank.any():
-        raise UserError(f"{what}: blank at {places.name(blank)}; fill it in or leave the rows out")
+        raise UserError(f"{what}: blank at {places.name(blank)}; fill it in or leave the rows out (--drop-missing)")
     return coded
 
 
-def _check_distinct(image: ArrayLike | Coded, approaches: Int[np.ndarray, " n"], places: Places) -> None:
+def _check_distinct(image: Text, approaches: Int[np.ndarray, " n"], places: Places) -> None:
     """No image occurs twice under one approach."""
-    names, codes = image if isinstance(image, Coded) else encode(image, None, "image")
-    if len(names) == len(codes):
-        return
-    pairs = codes * (approaches.max() + 1) + approaches
-    again = np.ones(len(pairs), bool)
-    again[np.unique(pairs, return_index=True)[1]] = False
+    parts = (image[start : start + _AT_A_TIME].tolist() for start in range(0, len(image), _AT_A_TIME))
+    # Hashes take an eighth of the memory of a dictionary of names; only where two are equal are the names compared.
+    hashes = np.fromiter((hash(name) for part in parts for name in part), np.int64, len(image)) ^ approaches
+    ranked = np.sort(hashes)
+    suspects = np.flatnonzero(np.isin(hashes, ranked[1:][ranked[1:] == ranked[:-1]]))
+    seen: set[tuple[str, int]] = set()
+    again = np.zeros(len(image), bool)
+    for row, pair in zip(
+        suspects.tolist(), zip(image[suspects].tolist(), approaches[suspects].tolist(), strict=True), strict=True
+    ):
+        again[row] = pair in seen
+        seen.add(pair)
     if again.any():
         raise UserError(
             f"image: the same image again at {places.name(again)}; leave the copies out, or allow them (--allow-duplicates)"

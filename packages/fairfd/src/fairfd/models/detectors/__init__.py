@@ -24,6 +24,8 @@ DETECTORS: Mapping[str, str] = {
     "ucf": "ucf:UcfDetector",
     "srm": "srm:SrmDetector",
     "capsule": "capsule:CapsuleDetector",
+    "meso4": "compact:Meso4Detector",
+    "mesoinception4": "compact:MesoInception4Detector",
     "dag-fdd": "dag_daw_fdd:DagFddDetector",
     "daw-fdd": "dag_daw_fdd:DawFddDetector",
     "pgfdd": "pgfdd:PgFddDetector",
@@ -53,7 +55,8 @@ def create_detector(
             `hf:NAME_OR_FOLDER` (an image classifier of transformers with two labels).
         pretrained: where to start from. None: random weights. `imagenet`: the backbone's ImageNet weights, downloaded or
             cached. A file: ImageNet weights of the backbone. A folder: a detector saved by `save_pretrained` or a training
-            run. `deepfakebench:FILE`: a whole detector trained in DeepfakeBench. An `hf:` detector brings its own weights.
+            run. `deepfakebench:FILE`: a whole detector trained in DeepfakeBench. `mesonet:FILE`: the MesoNet authors' Keras
+            weights (.h5) for `meso4` and `mesoinception4`. An `hf:` detector brings its own weights.
         in_size: height and width of the input. None: 256, 48 for the `small-` ones, a `hf:` model's own.
         **options: of the detector, see its class.
 
@@ -74,8 +77,11 @@ def create_detector(
     if family in PREFIXES and model:
         detector = _build(PREFIXES[family], name, model=model, **options)
     elif name in DETECTORS:
-        front = {"front": name.removeprefix("small-")} if name.startswith("small-") else {}
-        detector = _build(DETECTORS[name], name, **front, **options)
+        if name.startswith("small-"):
+            options["front"] = name.removeprefix("small-")
+        if str(pretrained).startswith("mesonet:") and DETECTORS[name].startswith("compact:Meso"):
+            options.setdefault("variant", "mesonet")
+        detector = _build(DETECTORS[name], name, **options)
     else:
         known = ", ".join([*DETECTORS, *(f"{prefix}:NAME" for prefix in PREFIXES)])
         raise UserError(f"--detector {name}: unknown; there is {known}")
@@ -134,10 +140,12 @@ def _build(place: str, name: str, **options: Any) -> "Detector":
 
 
 def _start_from(detector: "Detector", pretrained: str) -> None:
-    from fairfd.models.detectors.pretrained import imagenet_backbone, load_deepfakebench, read_backbone
+    from fairfd.models.detectors.pretrained import imagenet_backbone, load_deepfakebench, load_mesonet, read_backbone
 
     if pretrained.startswith("deepfakebench:"):
         load_deepfakebench(detector, pretrained.removeprefix("deepfakebench:"))
+    elif pretrained.startswith("mesonet:"):
+        load_mesonet(detector, pretrained.removeprefix("mesonet:"))
     elif pretrained == "imagenet":
         if not detector.backbone:
             raise UserError(f"{detector.name}: has no ImageNet backbone; leave pretrained unset")

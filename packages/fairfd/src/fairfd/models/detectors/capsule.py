@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from fairfd.models.detectors.detector import Detector, DetectorOutput, TrainBatch
+from fairfd.models.detectors.detector import Detector, DetectorOutput, TrainBatch, at_least_float32
 from fairfd.models.detectors.losses import capsule_loss
 from tenfold import UserError
 
@@ -72,9 +72,9 @@ class PrimaryCapsules(nn.Module):
             nn.BatchNorm1d(CAPSULES),
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | nn.Conv1d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, h: Float[Tensor, "b 256 h w"]) -> Float[Tensor, "b 8 10"]:
@@ -147,7 +147,7 @@ class CapsuleDetector(Detector):
         """Classify images in [-1, 1]."""
         capsules = self.primary(self.vgg(x))
         with torch.autocast(x.device.type, enabled=False):
-            outputs = route(capsules.float(), self.route_weights.float())
+            outputs = route(at_least_float32(capsules), at_least_float32(self.route_weights))
         return DetectorOutput(class_log_probability(outputs), capsules.flatten(1), CapsuleAux(outputs))
 
     def training_loss(self, batch: TrainBatch) -> tuple[Float[Tensor, ""], dict[str, float]]:

@@ -78,10 +78,15 @@ def to_signed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return images * 2 - 1
 
 
+def at_least_float32(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The tensor in float32, or as it is where it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def in_float32(classifier: nn.Module, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
     """Class scores in float32 also under autocast: bfloat16 scores would tie, and ties move rates and AUC."""
     with torch.autocast(features.device.type, enabled=False):
-        return classifier(features.float())
+        return classifier(at_least_float32(features))
 
 
 class Detector(

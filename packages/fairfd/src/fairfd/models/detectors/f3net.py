@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fairfd.models.detectors.detector import at_least_float32
 from fairfd.models.detectors.xception import XceptionDetector
 
 BANDS = 4
@@ -62,7 +63,7 @@ class FrequencyDecomposition(nn.Module):
         rows, where bfloat16 would leave noise above the high band's signal.
         """
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = self.dct @ x.float() @ self.dct.mT
+            spectrum = self.dct @ at_least_float32(x) @ self.dct.mT
             filters = self.base + 2 * self.learnable.sigmoid() - 1
             bands = self.dct.mT @ (spectrum[:, None] * filters[:, None]) @ self.dct
         return bands.flatten(1, 2)

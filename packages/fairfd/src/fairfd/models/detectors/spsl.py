@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fairfd.models.detectors.detector import at_least_float32
 from fairfd.models.detectors.xception import XceptionDetector
 
 
@@ -16,7 +17,7 @@ def phase_image(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     Args:
         x: images of any scale; a positive factor changes nothing.
     """
-    grey = x.float().mean(1, keepdim=True)
+    grey = at_least_float32(x).mean(1, keepdim=True)
     angle = torch.fft.rfft2(grey).angle()
     return torch.fft.irfft2(torch.polar(torch.ones_like(angle), angle), s=grey.shape[-2:])
 

@@ -2,8 +2,8 @@
 
 One Xception sees the image, the other its high-frequency residuals under three fixed SRM filters. The residual stream
 borrows from the image stream in the entry flow, guides it by a spatial attention, and the two exchange by dual cross-modal
-attention in the middle flow. The attention's linear layers act on the 256 positions of a 256-pixel image: other sizes are
-refused.
+attention in the middle flow. Both are fused before the last ReLU. The attention's linear layers act on the 256 positions of
+a 256-pixel image: other sizes are refused.
 """
 
 from typing import Literal
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fairfd.models.detectors.detector import Detector, DetectorOutput, TrainBatch, in_float32
+from fairfd.models.detectors.detector import Detector, DetectorOutput, TrainBatch, at_least_float32, in_float32
 from fairfd.models.detectors.losses import am_softmax
 from fairfd.models.detectors.xception import (
     FEATURES,
     blocks,
-    exit_flow,
+    exit_maps,
     first_convolution,
     load_xception,
     pooled,
@@ -57,7 +57,7 @@ def srm_residuals(
     # bfloat16 would round the residuals away: they are small differences of large values.
     with torch.autocast(x.device.type, enabled=False):
         # The same kernel on every channel, summed: one filtering of the channel sum.
-        return F.conv2d(x.float().sum(1, keepdim=True), kernels[:, None], padding=2).clamp(-CLIP, CLIP)
+        return F.conv2d(at_least_float32(x).sum(1, keepdim=True), kernels[:, None], padding=2).clamp(-CLIP, CLIP)
 
 
 KernelLayout = Literal["blocks", "every_channel"]
@@ -249,15 +249,15 @@ class SrmDetector(Detector):
         x3, y3 = self.exchange1(x3, y3)
         x7, y7 = blocks(self.rgb, x3, 4, 7), blocks(self.noise, y3, 4, 7)
         x7, y7 = self.exchange2(x7, y7)
-        x12 = exit_flow(self.rgb, blocks(self.rgb, x7, 8, 12))
-        y12 = exit_flow(self.noise, blocks(self.noise, y7, 8, 12))
+        x12 = exit_maps(self.rgb, blocks(self.rgb, x7, 8, 12))
+        y12 = exit_maps(self.noise, blocks(self.noise, y7, 8, 12))
         features = pooled(self.fusion(x12, y12))
         return DetectorOutput(self.classify(features), features)
 
     def classify(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
         """Class scores: raw ones, or scaled cosines with `am_cosine`."""
         if self.am_cosine:
-            return self.scale * F.cosine_similarity(features[:, None].float(), self.rgb.fc.weight, dim=2)
+            return self.scale * F.cosine_similarity(at_least_float32(features)[:, None], self.rgb.fc.weight, dim=2)
         return in_float32(self.rgb.fc, features)
 
     def training_loss(self, batch: TrainBatch) -> tuple[Float[Tensor, ""], dict[str, float]]:

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from fairfd.models.detectors.detector import Detector, DetectorOutput, TrainBatch, in_float32, to_signed
 from fairfd.models.detectors.losses import shuffle_within, ucf_contrastive
-from fairfd.models.detectors.xception import FEATURES, load_xception, pooled, xception_network
+from fairfd.models.detectors.xception import (
+    FEATURES,
+    blocks,
+    entry_flow,
+    exit_maps,
+    load_xception,
+    pooled,
+    xception_network,
+)
 from tenfold import UserError
 
 WIDTH = 512
@@ -25,7 +33,7 @@ SHUFFLE_PROBABILITY = 0.7
 
 
 class Encoder(nn.Module):
-    """Xception whose last maps are brought to 512 channels by a 1x1 convolution, BN and ReLU."""
+    """Xception whose last maps, before their ReLU, are brought to 512 channels by a 1x1 convolution, BN and ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +42,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 512 h2 w2"]:
         """Feature maps of images in [-1, 1]."""
-        return self.adjust(self.net.forward_features(x))
+        return self.adjust(exit_maps(self.net, blocks(self.net, entry_flow(self.net, x), 1, 12)))
 
 
 def style_block() -> nn.Sequential:

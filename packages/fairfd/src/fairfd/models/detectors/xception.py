@@ -1,7 +1,8 @@
 """Xception (Chollet, CVPR 2017; Rössler et al., ICCV 2019): the backbone of most detectors, and the plainest of them.
 
 The network is timm's `legacy_xception`, which gives bit-equal outputs to the official code's Xception with the same
-weights. Detectors that interfere half-way call its children in three steps: `entry_flow`, `blocks`, `exit_flow`.
+weights. Detectors that interfere half-way call its children in steps: `entry_flow`, `blocks`, and `exit_flow` or, where the
+last ReLU does not follow, `exit_maps`.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from timm.models.xception import Xception
 from torch import Tensor, nn
 
-from fairfd.models.detectors.detector import Detector, DetectorOutput, in_float32
+from fairfd.models.detectors.detector import Detector, DetectorOutput, at_least_float32, in_float32
 from tenfold import UserError
 
 FEATURES = 2048
@@ -48,15 +49,22 @@ def blocks(net: Xception, x: Float[Tensor, "b c h w"], first: int, last: int) ->
     return x
 
 
+def exit_maps(net: Xception, x: Float[Tensor, "b 1024 h w"]) -> Float[Tensor, "b 2048 h w"]:
+    """The two last separable convolutions up to the batch norm of the second, before its ReLU.
+
+    DeepfakeBench's Xception ends its features here; the ReLU is the first step of its classifier.
+    """
+    return net.bn4(net.conv4(net.act3(net.bn3(net.conv3(x)))))
+
+
 def exit_flow(net: Xception, x: Float[Tensor, "b 1024 h w"]) -> Float[Tensor, "b 2048 h w"]:
     """The two last separable convolutions, ending with the ReLU."""
-    x = net.act3(net.bn3(net.conv3(x)))
-    return net.act4(net.bn4(net.conv4(x)))
+    return net.act4(exit_maps(net, x))
 
 
 def pooled(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
     """Global average pooling, in float32 at least."""
-    return maps.float().mean((2, 3))
+    return at_least_float32(maps).mean((2, 3))
 
 
 Inflation = Callable[[Float[Tensor, "o 3 k k"]], Float[Tensor, "o c k k"]]
