@@ -71,7 +71,7 @@ class GlobalAttack:
             success = self.detector(adversarial).argmax(1) != labels
         nothing = torch.zeros_like(success)
         return AdversarialBatch(
-            adversarial, mask, success, within_budget(x, adversarial, mask, config), nothing, nothing
+            adversarial, mask, success, within_budget(x, adversarial, mask, config), nothing, nothing, nothing
         )
 
 

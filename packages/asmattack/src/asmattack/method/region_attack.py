@@ -28,6 +28,7 @@ class AdversarialBatch:
         within_budget: box, mask and budget hold for `images` as given.
         empty_mask: images without a selected region: not attackable.
         zero_gradient: images whose first gradient was exactly zero inside the mask.
+        budget_covers_all: images on which a policy by area had nothing to choose, see `Selection`; of a given mask none.
     """
 
     images: Float[Tensor, "b 3 h w"]
@@ -36,6 +37,7 @@ class AdversarialBatch:
     within_budget: Bool[Tensor, " b"]
     empty_mask: Bool[Tensor, " b"]
     zero_gradient: Bool[Tensor, " b"]
+    budget_covers_all: Bool[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class RegionAttack:
                 stacklevel=3,
             )
         found = within_budget(x, adversarial, mask, self.config)
-        return AdversarialBatch(adversarial, mask, success, found, empty, zero)
+        return AdversarialBatch(adversarial, mask, success, found, empty, zero, torch.zeros_like(empty))
 
 
 def _zero(state: State) -> Bool[Tensor, " b"]:
