@@ -79,6 +79,8 @@ class Bench:
             raise UserError("name at least one detector, and each by a name of its own")
         for each in self.after:
             parse_treatment(each)
+        for each in everyone:
+            each.calibrate(faces.pixels(), faces.labels, self.batch_size)
         clean = {
             treatment: {
                 each.name: logits(each, treated(faces.pixels(), treatment), self.batch_size) for each in everyone
@@ -134,7 +136,7 @@ class Bench:
             self.seed,
             len(faces),
             faces.unreadable,
-            self._notes(max((row.n_budget_covers_all for row in rows), default=0), len(faces)),
+            self._notes(everyone, max((row.n_budget_covers_all for row in rows), default=0), len(faces)),
             {each.name: weights_hash(each) for each in everyone},
             data_hash(faces),
         )
@@ -150,8 +152,8 @@ class Bench:
         """The budget of an attack, its own where none is given."""
         return self._config(name, eps).eps
 
-    def _notes(self, covered: int, faces: int) -> dict[str, str]:
-        notes = {}
+    def _notes(self, everyone: Sequence[Detector], covered: int, faces: int) -> dict[str, str]:
+        notes = {f"Outputs of {each.name}": f"{each.reading()}." for each in everyone}
         if covered:
             notes["Nothing to choose"] = (
                 f"on {covered} of {faces} faces every candidate region fits into the area budget;"

@@ -11,7 +11,7 @@ from tenfold import UserError
 from tenfold.options import Count, Seed, Share, Size
 
 Names = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
-Activation = Literal["saliency", "gradcam", "cam", "occlusion"]
+Activation = Literal["saliency", "gradcam", "cam", "layercam", "occlusion"]
 
 
 @Parameter(name="*")
@@ -101,7 +101,7 @@ class DetectorOptions:
     """How detectors are loaded.
 
     Attributes:
-        fake_index: Which output means fake, where label names do not tell.
+        fake_index: Which output means fake (of one output 1: high, 0: low); without it label names tell, or the labels of the faces.
         factory: FILE.py:NAME or MODULE:NAME that built the detectors of folders that say a factory built them.
         revision: Branch, tag or commit of hf:ID on the Hub.
     """

@@ -146,7 +146,8 @@ def attack(
     """Parse faces, choose regions by the detector's own activation, perturb only them (paper, abstract).
 
     Args:
-        model: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to two logits, real and fake.
+        model: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to one output or two;
+            what they mean is recognised (see `Detector.calibrate`) and said in `Detector.reading`.
         images: (b, 3, h, w) face crops in [0, 1], or uint8; square and aligned unless landmarks or another parser are given.
         labels: 0 real, 1 fake.
         config: from `preset` or your own; masked PGD at 8/255 by default.
@@ -168,6 +169,7 @@ def attack(
     pixels, _ = check_inputs(images, labels, None)
     rule = MaskConfig(policy, method, tuple(candidates), budget, order=order, seed=config.seed)
     maker = MaskMaker(parser or GeometricParser(), rule, generator)
+    detector.calibrate(pixels, labels)
     chosen = maker(detector, pixels, landmarks=landmarks)
     check_empty(~chosen.mask.flatten(1).any(1), maker)
     warn_of_no_choice(chosen.selection.covers_all, policy)

@@ -61,7 +61,7 @@ class RegionAttack:
     """Callable like a torchattacks attack: `attack(images, labels)` gives adversarial images.
 
     Args:
-        detector: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to two logits (or one).
+        detector: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to one output or two.
         config: the settings.
     """
 
@@ -92,6 +92,7 @@ class RegionAttack:
         """
         x, mask = check_inputs(images, labels, mask)
         with untouched(self.detector):
+            self.detector.calibrate(x, labels)
             ends = self._until_fooled if self.config.stop_early else self._every_step
             return self._finish(x, labels, mask, *ends(x, labels, mask, start))
 
@@ -108,6 +109,7 @@ class RegionAttack:
         x, mask = check_inputs(images, labels, mask)
         losses, wrong = [], []
         with untouched(self.detector):
+            self.detector.calibrate(x, labels)
             states = list(self._states(x, labels, mask, start))
             batch = self._finish(x, labels, mask, _zero(states[0]), states[-1].delta)
             for state in states:
