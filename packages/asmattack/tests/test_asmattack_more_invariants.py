@@ -35,11 +35,12 @@ from asmattack import (
     select_regions,
 )
 from asmattack.benchmark.comparison import Bench
-from asmattack.data.landmarks import TEMPLATE, parse_face
+from asmattack.data.landmarks import TEMPLATE, GeometricParser, parse_face
 from asmattack.data.parsers import check_label_maps
 from asmattack.evaluation.metrics import AttackSuccessRate, attack_rates
 from asmattack.method.iteration import accumulate, diversify, perturbations, project_l2
 from asmattack.method.losses import objective_loss
+from asmattack.method.selection import Selection
 from asmattack.models.checkpoints import load_detector, save_detector
 from asmattack.models.detector import fake_index_of
 from asmattack.models.networks import surrogate
@@ -530,3 +531,71 @@ def test_a_region_that_takes_exactly_the_budget_fits() -> None:
     scores = region_scores(torch.ones(1, 10, 10), labels)
     assert select_regions(scores, labels, "budget", budget=0.29).mask.sum() == 29
     assert select_regions(scores, labels, "budget", budget=0.28).mask.sum() == 0
+
+
+TEMPLATE_LABELS = GeometricParser()(torch.zeros(1, 3, 64, 64))
+"""An aligned face: the five fixed regions, and the three of the mouth, which must displace some of them to be chosen."""
+
+
+def chosen_areas(policy: str, cam: torch.Tensor, seed: int, **rule: object) -> tuple[torch.Tensor, Selection]:
+    found = select_regions(region_scores(cam, TEMPLATE_LABELS), TEMPLATE_LABELS, policy, seed=seed, **rule)
+    return found.mask.sum((1, 2, 3)), found
+
+
+def test_the_default_budget_is_the_area_of_the_fixed_regions_and_leaves_a_choice() -> None:
+    area = region_mask(TEMPLATE_LABELS, (2, 4, 5, 6, 7)).sum()
+    differing = 0
+    for seed in range(10):
+        cam = torch.rand(TEMPLATE_LABELS.shape, generator=torch.Generator().manual_seed(seed))
+        found = {name: chosen_areas(name, cam, seed) for name in ("budget", "random", "worst")}
+        assert all(float(used) <= area for used, _ in found.values())
+        assert not any(bool(each.covers_all) for _, each in found.values())
+        assert not torch.equal(found["worst"][1].mask, found["budget"][1].mask)
+        differing += not torch.equal(found["random"][1].mask, found["budget"][1].mask)
+    assert differing >= 5
+    # Chosen areas come close to each other: no candidate is larger than half of the budget.
+    assert min(float(used) for used, _ in found.values()) > area / 2
+
+
+def test_python_and_command_line_have_one_default_budget() -> None:
+    from asmattack.benchmark.config import FaceOptions
+
+    assert MaskConfig().budget == FaceOptions().maker().config.budget == Bench([DETECTOR]).maker.config.budget
+    fixed = region_mask(FACES.label_maps, (2, 4, 5, 6, 7)).sum((1, 2, 3))
+    parser = lambda images, **_: FACES.label_maps[: len(images)]  # noqa: E731
+    for policy in ("budget", "random", "worst"):
+        found = attack(DETECTOR, IMAGES, LABELS, config=preset("noise"), policy=policy, parser=parser)
+        assert (found.mask.sum((1, 2, 3)) <= fixed).all()
+        assert not found.budget_covers_all.any()
+    masks = [
+        attack(DETECTOR, IMAGES, LABELS, config=preset("noise"), policy=policy, parser=parser).mask
+        for policy in ("budget", "random", "worst")
+    ]
+    assert not any(torch.equal(one, other) for one, other in ((masks[0], masks[1]), (masks[0], masks[2])))
+
+
+def test_a_face_without_fixed_regions_has_no_budget() -> None:
+    labels = torch.zeros(1, 10, 10, dtype=torch.long)
+    labels[:, :2] = 11
+    for policy in ("budget", "random", "worst"):
+        found = select_regions(region_scores(torch.ones(1, 10, 10), labels), labels, policy)
+        assert not found.mask.any()
+        assert not found.covers_all.any()
+
+
+def test_a_budget_that_fits_everything_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"on 6 of 6 faces every candidate region fits"):
+        found = attack(DETECTOR, IMAGES, LABELS, config=preset("noise"), policy="random", budget=0.5)
+    assert found.budget_covers_all.all()
+    bench = Bench([DETECTOR], policies=("fixed", "budget", "random"), attacks=("noise",))
+    bench = replace(bench, maker=MaskMaker(config=MaskConfig(budget=0.5)))
+    with pytest.warns(UserWarning, match="nothing is selected"):
+        report = bench.run(FACES)
+    assert [row.n_budget_covers_all for row in report.rows] == [0, 6, 6]
+    assert "6 of 6" in report.notes["Nothing to choose"]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        report = replace(bench, maker=MaskMaker()).run(FACES)
+    assert not [each for each in seen if "nothing is selected" in str(each.message)]
+    assert [row.n_budget_covers_all for row in report.rows] == [0, 0, 0]
+    assert "Nothing to choose" not in report.notes

@@ -8,7 +8,6 @@ from asmattack.benchmark.figures import contact_sheet, example_pictures
 from asmattack.config import HardenConfig, TrainConfig
 from asmattack.data.synthetic import drawn_set
 from asmattack.evaluation.report import Example, Report
-from asmattack.method.masks import MaskConfig, MaskMaker
 from asmattack.training.loop import faces_of, fit, train
 from asmattack.training.step import Hardening
 from tenfold.images import write_image
@@ -23,8 +22,7 @@ def demonstrate(out: Path, seed: int) -> tuple[Report, list[Example]]:
     fit(Hardening(hardened, *faces_of(recipe), recipe), recipe, None, False, "auto")
     everyone = [each.cpu() for each in (*detectors, hardened)]
     faces = drawn_set(60, seed=seed + 1000)
-    maker = MaskMaker(config=MaskConfig(budget="fixed_area"))
-    bench = Bench(everyone, policies=("full", "budget", "random"), maker=maker, seed=seed)
+    bench = Bench(everyone, policies=("full", "budget", "random"), seed=seed)
     report = bench.run(faces)
     examples = example_pictures(bench, everyone[0], faces, "pgd", 8 / 255)
     text = {"asma:adversarial": "pgd 8/255 budget, drawn faces"}

@@ -85,7 +85,7 @@ def bench(
     from asmattack import MaskConfig, MaskMaker
     from asmattack.benchmark.comparison import Bench
 
-    maker = MaskMaker(config=MaskConfig(budget="fixed_area", method=method))
+    maker = MaskMaker(config=MaskConfig(method=method))
     return Bench(detectors, attacks=(attack,), policies=policies, eps_grid=grid, maker=maker, seed=seed)
 
 

@@ -61,6 +61,7 @@ class GlobalAttack:
         if self.name != "global-fgsm":
             # The library's own step, eps / steps, cannot use the budget twice over; ours and PGD's is eps / 4.
             options |= {"steps": self.steps, "alpha": self.eps / 4}
+        self.detector.calibrate(x, labels)
         with untouched(self.detector), torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(self.seed)
             adversarial = library_class(self.name)(self.detector, **options)(x, labels).detach()
@@ -71,7 +72,7 @@ class GlobalAttack:
             success = self.detector(adversarial).argmax(1) != labels
         nothing = torch.zeros_like(success)
         return AdversarialBatch(
-            adversarial, mask, success, within_budget(x, adversarial, mask, config), nothing, nothing
+            adversarial, mask, success, within_budget(x, adversarial, mask, config), nothing, nothing, nothing
         )
 
 

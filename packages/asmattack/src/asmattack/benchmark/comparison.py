@@ -18,7 +18,7 @@ from asmattack.data.corruptions import UNTREATED, parse_treatment, treated
 from asmattack.data.layouts import FaceSet
 from asmattack.evaluation.metrics import attack_rates, distortion, wilson
 from asmattack.evaluation.report import Report, Row
-from asmattack.method.masks import MaskConfig, MaskMaker, check_empty, choose
+from asmattack.method.masks import MaskMaker, check_empty, choose, warn_of_no_choice
 from asmattack.method.region_attack import AdversarialBatch, AttackConfig, RegionAttack
 from asmattack.method.selection import Policy, RegionOrder, calibrated_order, region_scores
 from asmattack.models.class_activation import activation_map
@@ -56,7 +56,7 @@ class Bench:
     attacks: Sequence[str] = ("pgd",)
     policies: Sequence[Policy] = ("full", "fixed", "budget", "random", "worst")
     eps_grid: Sequence[float | None] = (8 / 255,)
-    maker: MaskMaker = field(default_factory=lambda: MaskMaker(config=MaskConfig(budget="fixed_area")))
+    maker: MaskMaker = field(default_factory=MaskMaker)
     calibration: FaceSet | None = None
     steps: int | None = None
     eot: int = 1
@@ -79,6 +79,8 @@ class Bench:
             raise UserError("name at least one detector, and each by a name of its own")
         for each in self.after:
             parse_treatment(each)
+        for each in everyone:
+            each.calibrate(faces.pixels(), faces.labels, self.batch_size)
         clean = {
             treatment: {
                 each.name: logits(each, treated(faces.pixels(), treatment), self.batch_size) for each in everyone
@@ -134,7 +136,7 @@ class Bench:
             self.seed,
             len(faces),
             faces.unreadable,
-            self._notes(),
+            self._notes(everyone, max((row.n_budget_covers_all for row in rows), default=0), len(faces)),
             {each.name: weights_hash(each) for each in everyone},
             data_hash(faces),
         )
@@ -150,8 +152,13 @@ class Bench:
         """The budget of an attack, its own where none is given."""
         return self._config(name, eps).eps
 
-    def _notes(self) -> dict[str, str]:
-        notes = {}
+    def _notes(self, everyone: Sequence[Detector], covered: int, faces: int) -> dict[str, str]:
+        notes = {f"Outputs of {each.name}": f"{each.reading()}." for each in everyone}
+        if covered:
+            notes["Nothing to choose"] = (
+                f"on {covered} of {faces} faces every candidate region fits into the area budget;"
+                " budget, calibrated, random and worst do not differ there."
+            )
         if self.stop_early:
             notes["Stopped early"] = (
                 "each face was let go once fooled: rates and distortions are not those of all steps."
@@ -223,10 +230,12 @@ class Bench:
                 run = GlobalAttack(source, name, config.eps, config.steps, seed).run
                 done.append(run(batch.pixels(source.device), batch.labels.to(source.device)))
                 continue
-            mask = choose(labels, maps, replace(rule, seed=seed)).mask
-            done.append(attack_halving(RegionAttack(source, replace(config, seed=seed)), batch, mask))
+            chosen = choose(labels, maps, replace(rule, seed=seed))
+            found = attack_halving(RegionAttack(source, replace(config, seed=seed)), batch, chosen.mask)
+            done.append(replace(found, budget_covers_all=chosen.selection.covers_all))
         whole = joined(done)
         check_empty(whole.empty_mask, replace(self.maker, config=rule))
+        warn_of_no_choice(whole.budget_covers_all, policy)
         return whole
 
 
@@ -255,7 +264,15 @@ def joined(parts: Sequence[AdversarialBatch]) -> AdversarialBatch:
     return AdversarialBatch(
         *(
             torch.cat([getattr(part, name).cpu() for part in parts])
-            for name in ("images", "mask", "success", "within_budget", "empty_mask", "zero_gradient")
+            for name in (
+                "images",
+                "mask",
+                "success",
+                "within_budget",
+                "empty_mask",
+                "zero_gradient",
+                "budget_covers_all",
+            )
         )
     )
 
@@ -295,6 +312,7 @@ def measure(faces: FaceSet, batch: AdversarialBatch, looks: Looks, activation: t
     return {
         "mask_area": float(batch.mask.mean()),
         "n_empty_mask": int(batch.empty_mask.sum()),
+        "n_budget_covers_all": int(batch.budget_covers_all.sum()),
         "over_budget": int((~batch.within_budget).sum()),
         "zero_grad_fraction": float(batch.zero_gradient.float().mean()),
         "psnr": mean("psnr", finite),

@@ -1,6 +1,6 @@
 """What the measuring verbs have in common: which faces, which detectors, how the attacks run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from tenfold import UserError
 from tenfold.options import Count, Seed, Share, Size
 
 Names = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
-Activation = Literal["saliency", "gradcam", "cam", "occlusion"]
+Activation = Literal["saliency", "gradcam", "cam", "layercam", "occlusion"]
 
 
 @Parameter(name="*")
@@ -75,9 +75,9 @@ class FaceOptions:
         if self.area == 0:
             raise UserError("--area 0: regions need a share of the picture above 0")
         classes = tuple(REGIONS[name] for name in self.candidates) or CANDIDATES
-        config = MaskConfig(
-            budget="fixed_area" if self.area is None else self.area, method=self.activation, candidates=classes
-        )
+        config = MaskConfig(method=self.activation, candidates=classes)
+        if self.area is not None:
+            config = replace(config, budget=self.area)
         generator = None
         if self.generator is not None:
             generator = load_generator(self.generator).to(pick_device(self.device))
@@ -101,7 +101,7 @@ class DetectorOptions:
     """How detectors are loaded.
 
     Attributes:
-        fake_index: Which output means fake, where label names do not tell.
+        fake_index: Which output means fake (of one output 1: high, 0: low); without it label names tell, or the labels of the faces.
         factory: FILE.py:NAME or MODULE:NAME that built the detectors of folders that say a factory built them.
         revision: Branch, tag or commit of hf:ID on the Hub.
     """

@@ -30,6 +30,7 @@ def region_vulnerability(detector: Detector, faces: FaceSet, maker: MaskMaker, e
         Region to density (mean activation), occlusion_drop (of logit fake - logit real), evasion (success of masked PGD
         in this region alone), area (share of the image) and faces (in which it occurs); None where it occurs in none.
     """
+    detector.calibrate(faces.pixels(), faces.labels)
     found = logits(detector, faces.pixels()).argmax(1)
     seen = faces.subset(((found == 1) & (faces.labels == 1)).nonzero().flatten())
     if not len(seen):

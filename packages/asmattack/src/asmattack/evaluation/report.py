@@ -63,6 +63,7 @@ class Row:
     after: str = UNTREATED
     n_fake: int = 0
     n_real: int = 0
+    n_budget_covers_all: int = 0
 
     def intervals(self, faces: int) -> dict[str, tuple[float, float]]:
         """95 % Wilson interval of every rate.

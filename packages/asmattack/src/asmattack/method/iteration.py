@@ -131,6 +131,7 @@ class Iteration:
         self.gradient = torch.zeros_like(self.velocity)
         self.kernel = gaussian_kernel(config.ti_length) if config.ti_length else None
 
+    @torch.enable_grad()
     def look(self) -> State:
         """The gradient where the iteration stands.
 

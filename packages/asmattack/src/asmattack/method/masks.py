@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from asmattack.data.landmarks import GeometricParser
 from asmattack.data.parsers import Parser, check_label_maps
-from asmattack.data.regions import CANDIDATES, FIXED, dilate, feather, region_mask
+from asmattack.data.regions import CANDIDATES, dilate, feather
 from asmattack.method.region_attack import AdversarialBatch, AttackConfig, RegionAttack, check_inputs
-from asmattack.method.selection import Policy, RegionOrder, RegionScores, Selection, region_scores, select_regions
+from asmattack.method.selection import (
+    Budget,
+    Policy,
+    RegionOrder,
+    RegionScores,
+    Selection,
+    region_scores,
+    select_regions,
+)
 from asmattack.models.class_activation import Method, activation_map
 from asmattack.models.detector import Detector
 from asmattack.models.masks import MaskGenerator
@@ -39,7 +47,7 @@ class MaskConfig:
     policy: Policy = "budget"
     method: Method = "saliency"
     candidates: tuple[int, ...] = CANDIDATES
-    budget: float | Literal["fixed_area"] = 0.10
+    budget: Budget = "fixed_area"
     k: int = 5
     order: RegionOrder | None = None
     dilate: int = 0
@@ -112,11 +120,8 @@ class MaskMaker:
 def choose(labels: Int64[Tensor, "b h w"], activation: Float[Tensor, "b h w"], config: MaskConfig) -> SemanticMask:
     """Score the regions, choose among them, and make the mask."""
     scores = region_scores(activation, labels, config.candidates)
-    budget: float | Tensor = (
-        region_mask(labels, FIXED).sum((1, 2, 3)) if isinstance(config.budget, str) else config.budget
-    )
     selection = select_regions(
-        scores, labels, config.policy, budget=budget, k=config.k, order=config.order, seed=config.seed
+        scores, labels, config.policy, budget=config.budget, k=config.k, order=config.order, seed=config.seed
     )
     mask = dilate(selection.mask, config.dilate) if config.dilate else selection.mask
     mask = feather(mask, config.feather) if config.feather else mask
@@ -136,12 +141,13 @@ def attack(
     landmarks: Float[Tensor, "b 5 2"] | None = None,
     candidates: Sequence[int] = CANDIDATES,
     order: RegionOrder | None = None,
-    budget: float | Literal["fixed_area"] = 0.10,
+    budget: Budget = "fixed_area",
 ) -> AdversarialBatch:
     """Parse faces, choose regions by the detector's own activation, perturb only them (paper, abstract).
 
     Args:
-        model: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to two logits, real and fake.
+        model: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to one output or two;
+            what they mean is recognised (see `Detector.calibrate`) and said in `Detector.reading`.
         images: (b, 3, h, w) face crops in [0, 1], or uint8; square and aligned unless landmarks or another parser are given.
         labels: 0 real, 1 fake.
         config: from `preset` or your own; masked PGD at 8/255 by default.
@@ -152,7 +158,7 @@ def attack(
         landmarks: five points (x, y) of each face in pixels.
         candidates: classes to choose from.
         order: for policy calibrated.
-        budget: area, as a share of the image or that of the fixed regions.
+        budget: area that the regions may take: that of the five fixed regions of each image, or a share of the image.
 
     Raises:
         ValueError: input that is no batch of face crops in [0, 1] (see `check_inputs`).
@@ -163,9 +169,22 @@ def attack(
     pixels, _ = check_inputs(images, labels, None)
     rule = MaskConfig(policy, method, tuple(candidates), budget, order=order, seed=config.seed)
     maker = MaskMaker(parser or GeometricParser(), rule, generator)
+    detector.calibrate(pixels, labels)
     chosen = maker(detector, pixels, landmarks=landmarks)
     check_empty(~chosen.mask.flatten(1).any(1), maker)
-    return RegionAttack(detector, config).run(pixels, labels, chosen.mask)
+    warn_of_no_choice(chosen.selection.covers_all, policy)
+    found = RegionAttack(detector, config).run(pixels, labels, chosen.mask)
+    return replace(found, budget_covers_all=chosen.selection.covers_all)
+
+
+def warn_of_no_choice(covered: Bool[Tensor, " b"], policy: Policy) -> None:
+    """Warn of faces whose candidate regions all fit into the area budget: there the policies by area are one."""
+    if bool(covered.any()):
+        warnings.warn(
+            f"policy {policy}: on {int(covered.sum())} of {len(covered)} faces every candidate region fits into the area"
+            " budget: nothing is selected, and budget, calibrated, random and worst are the same mask there",
+            stacklevel=3,
+        )
 
 
 def check_empty(empty: Bool[Tensor, " b"], maker: MaskMaker) -> None:

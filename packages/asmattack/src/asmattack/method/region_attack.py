@@ -28,6 +28,7 @@ class AdversarialBatch:
         within_budget: box, mask and budget hold for `images` as given.
         empty_mask: images without a selected region: not attackable.
         zero_gradient: images whose first gradient was exactly zero inside the mask.
+        budget_covers_all: images on which a policy by area had nothing to choose, see `Selection`; of a given mask none.
     """
 
     images: Float[Tensor, "b 3 h w"]
@@ -36,6 +37,7 @@ class AdversarialBatch:
     within_budget: Bool[Tensor, " b"]
     empty_mask: Bool[Tensor, " b"]
     zero_gradient: Bool[Tensor, " b"]
+    budget_covers_all: Bool[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class RegionAttack:
     """Callable like a torchattacks attack: `attack(images, labels)` gives adversarial images.
 
     Args:
-        detector: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to two logits (or one).
+        detector: a `Detector`, or any module or differentiable callable from pixels in [0, 1] to one output or two.
         config: the settings.
     """
 
@@ -90,6 +92,7 @@ class RegionAttack:
         """
         x, mask = check_inputs(images, labels, mask)
         with untouched(self.detector):
+            self.detector.calibrate(x, labels)
             ends = self._until_fooled if self.config.stop_early else self._every_step
             return self._finish(x, labels, mask, *ends(x, labels, mask, start))
 
@@ -106,6 +109,7 @@ class RegionAttack:
         x, mask = check_inputs(images, labels, mask)
         losses, wrong = [], []
         with untouched(self.detector):
+            self.detector.calibrate(x, labels)
             states = list(self._states(x, labels, mask, start))
             batch = self._finish(x, labels, mask, _zero(states[0]), states[-1].delta)
             for state in states:
@@ -193,7 +197,7 @@ class RegionAttack:
                 stacklevel=3,
             )
         found = within_budget(x, adversarial, mask, self.config)
-        return AdversarialBatch(adversarial, mask, success, found, empty, zero)
+        return AdversarialBatch(adversarial, mask, success, found, empty, zero, torch.zeros_like(empty))
 
 
 def _zero(state: State) -> Bool[Tensor, " b"]:

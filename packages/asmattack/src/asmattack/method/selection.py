@@ -17,6 +17,9 @@ from asmattack.data.regions import CANDIDATES, FIXED, REGIONS, region_mask
 from tenfold import UserError
 from tenfold.reading import parse_json
 
+Budget = float | Literal["fixed_area"]
+"""Area that chosen regions may take: a share of the image, or that of the five fixed regions of each image."""
+
 Policy = Literal["fixed", "topk", "budget", "threshold", "calibrated", "random", "worst", "all_inner", "full"]
 
 
@@ -102,10 +105,27 @@ class Selection:
     Attributes:
         selected: candidate classes, in the order of the scores' columns; None where the policy has none (fixed, full).
         mask: the mask M.
+        covers_all: a policy that chooses by area found room for every candidate: nothing was chosen, and budget,
+            calibrated, random and worst are one mask.
     """
 
     selected: Bool[Tensor, "b k"] | None
     mask: Float[Tensor, "b 1 h w"]
+    covers_all: Bool[Tensor, " b"]
+
+
+def area_budget(labels: Int64[Tensor, "b h w"], budget: Budget) -> Int64[Tensor, " b"]:
+    """Pixels that the regions of each image may take.
+
+    Raises:
+        ValueError: a share outside (0, 1], or another word than fixed_area.
+    """
+    if budget == "fixed_area":
+        return region_mask(labels, FIXED).sum((1, 2, 3))
+    if isinstance(budget, str) or not 0 < budget <= 1:
+        raise ValueError(f"budget {budget} is neither fixed_area nor in (0, 1]")
+    # 0.29 x 100 is 28.999999999999996 in floating point.
+    return torch.full((len(labels),), int(budget * labels[0].numel() + 1e-6), device=labels.device)
 
 
 def greedy(
@@ -129,7 +149,7 @@ def select_regions(
     labels: Int64[Tensor, "b h w"],
     policy: Policy = "budget",
     *,
-    budget: float | Int64[Tensor, " b"] = 0.10,
+    budget: Budget | Int64[Tensor, " b"] = "fixed_area",
     k: int = 5,
     order: RegionOrder | None = None,
     seed: int = 0,
@@ -140,7 +160,7 @@ def select_regions(
         scores: of these images.
         labels: their label maps.
         policy: see the README; random and worst are the controls of budget.
-        budget: share of the image, or pixels per image.
+        budget: area of the five fixed regions of each image, a share of the image, or pixels per image.
         k: how many for topk.
         order: what `calibrated_order` returned, for calibrated.
         seed: of random.
@@ -148,16 +168,13 @@ def select_regions(
     Raises:
         ValueError: a budget outside (0, 1], k below 1, or calibrated without an order of the same classes.
     """
-    if not isinstance(budget, Tensor) and not 0 < budget <= 1:
-        raise ValueError(f"budget {budget} is not in (0, 1]")
-    if policy == "full":
-        return Selection(None, torch.ones_like(labels, dtype=torch.float32)[:, None])
-    if policy == "fixed":
-        return Selection(None, region_mask(labels, FIXED).float())
     area = scores.area
-    pixels = (
-        budget if isinstance(budget, Tensor) else torch.full_like(area[:, 0], int(budget * labels[0].numel() + 1e-6))
-    )
+    pixels = budget if isinstance(budget, Tensor) else area_budget(labels, budget)
+    nowhere = torch.zeros_like(pixels, dtype=torch.bool)
+    if policy == "full":
+        return Selection(None, torch.ones_like(labels, dtype=torch.float32)[:, None], nowhere)
+    if policy == "fixed":
+        return Selection(None, region_mask(labels, FIXED).float(), nowhere)
     if policy == "all_inner":
         selected = area > 0
     elif policy == "threshold":
@@ -166,21 +183,29 @@ def select_regions(
         if k < 1:
             raise ValueError(f"k is {k}; at least one region is needed")
         selected = greedy(scores.density, (area > 0).long(), torch.full_like(pixels, k))
-    elif policy == "budget":
-        selected = greedy(scores.density, area, pixels)
-    elif policy == "worst":
-        selected = greedy(-scores.density, area, pixels)
-    elif policy == "random":
-        generator = torch.Generator().manual_seed(seed)
-        selected = greedy(torch.rand(area.shape, generator=generator).to(scores.density), area, pixels)
     else:
-        if order is None:
-            raise ValueError("policy calibrated needs the order that calibrated_order returns")
-        if order.classes != scores.candidates:
-            raise ValueError(f"the order is of the classes {order.classes}, the scores of {scores.candidates}")
-        priority = torch.tensor(order.density, device=area.device)
-        selected = greedy(priority.expand(len(area), -1), area, pixels)
+        selected = greedy(_priority(scores, policy, order, seed), area, pixels)
     mask = torch.zeros_like(labels, dtype=torch.bool)
     for column, k in enumerate(scores.candidates):
         mask |= (labels == k) & selected[:, column, None, None]
-    return Selection(selected, mask[:, None].float())
+    everything = (selected == (area > 0)).all(1) & (area > 0).any(1) if policy in BY_AREA else nowhere
+    return Selection(selected, mask[:, None].float(), everything)
+
+
+BY_AREA: tuple[Policy, ...] = ("budget", "calibrated", "random", "worst")
+"""Policies that take regions in an order of their own while they fit into the area budget."""
+
+
+def _priority(scores: RegionScores, policy: Policy, order: RegionOrder | None, seed: int) -> Float[Tensor, "b k"]:
+    """What the policies of `BY_AREA` sort by, the largest first."""
+    if policy == "budget":
+        return scores.density
+    if policy == "worst":
+        return -scores.density
+    if policy == "random":
+        return torch.rand(scores.area.shape, generator=torch.Generator().manual_seed(seed)).to(scores.density)
+    if order is None:
+        raise ValueError("policy calibrated needs the order that calibrated_order returns")
+    if order.classes != scores.candidates:
+        raise ValueError(f"the order is of the classes {order.classes}, the scores of {scores.candidates}")
+    return torch.tensor(order.density, device=scores.area.device).expand(len(scores.area), -1)

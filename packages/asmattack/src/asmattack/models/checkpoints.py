@@ -35,12 +35,12 @@ def load_detector(
     - `timm:NAME` or `timm:NAME@FILE`: with two classes, weights from the file
     - `hf:ID`: an image classifier of transformers, from the hub or a folder
     - `MODULE:FACTORY` or `FILE.py:FACTORY`: your own; the factory takes nothing and returns a module from pixels in [0, 1] to
-      two logits (real, fake) or one, or a `Detector` with its statistics. The code of the module is run; modules of the
+      one output or two (see `Detector`), or a `Detector` with its statistics. The code of the module is run; modules of the
       current folder are named by their file.
 
     Args:
         reference: one of these.
-        fake_index: which output means fake, where it is not 1 and label names do not tell.
+        fake_index: which output means fake, where neither label names nor labelled faces are to tell.
         factory: what built the detector of a folder, where a factory did. What the folder says of it is never run.
         revision: branch, tag or commit of an `hf:ID`.
 
@@ -52,7 +52,7 @@ def load_detector(
         detector = _from_folder(path, fake_index, factory)
     elif reference.startswith("timm:"):
         name, _, file = reference.removeprefix("timm:").partition("@")
-        detector = Detector.from_timm(name, file or None, fake_index=1 if fake_index is None else fake_index)
+        detector = Detector.from_timm(name, file or None, fake_index=fake_index)
     elif reference.startswith("hf:"):
         detector = Detector.from_transformers(reference.removeprefix("hf:"), revision, fake_index=fake_index)
     elif ":" in reference:
@@ -135,7 +135,7 @@ def _from_factory(reference: str, fake_index: int | None) -> Detector:
     if not callable(made):
         raise UserError(f"{reference}: returned {type(made).__name__}, neither a module nor a callable")
     if not isinstance(made, Detector):
-        made = Detector(made, fake_index=1 if fake_index is None else fake_index, name=name)
+        made = Detector(made, fake_index=fake_index, name=name)
     made.origin = {"detector": reference}
     return made
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 from asmattack.data.regions import CANDIDATES, region_mask
 from asmattack.models.detector import Detector, NoSpatialOutputError, as_map
 
-Method = Literal["gradcam", "cam", "saliency", "occlusion"]
+Method = Literal["gradcam", "cam", "layercam", "saliency", "occlusion"]
 
 
 def normalise(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
@@ -26,6 +26,14 @@ def weighted_map(
 ) -> Float[Tensor, "b h w"]:
     """max(0, sum_k w_k a_k), resized bilinearly with half-pixel centres, then scaled per image."""
     low = torch.einsum("bk,bkij->bij", weight, activation).relu()
+    return normalise(F.interpolate(low[:, None], size, mode="bilinear", align_corners=False)[:, 0])
+
+
+def layer_map(
+    activation: Float[Tensor, "b k i j"], gradient: Float[Tensor, "b k i j"], size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
+    """max(0, sum_k max(0, g_k) a_k), place by place, resized and scaled as `weighted_map` does (LayerCAM, eq. 5 to 7)."""
+    low = (gradient.relu() * activation).sum(1).relu()
     return normalise(F.interpolate(low[:, None], size, mode="bilinear", align_corners=False)[:, 0])
 
 
@@ -43,15 +51,18 @@ def activation_map(
         detector: in any mode; it is evaluated and put back.
         images: pixels in [0, 1].
         target: the class whose evidence is mapped.
-        method: gradcam weights channels by mean gradients, cam by the linear head; saliency is the absolute input
+        method: gradcam weights channels by mean gradients, cam by the linear head, layercam each place of a channel by its
+            own positive gradient; saliency is the absolute input
             gradient of the logit difference, the only one that tells an eye from a brow on small feature maps; occlusion
             paints each region with what the logit difference loses when the region takes the image's mean colour.
         labels: label maps, for occlusion.
         candidates: the classes that occlusion paints over, one at a time.
 
     Raises:
-        ValueError: occlusion without label maps.
+        ValueError: occlusion without label maps, or an unknown method.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"activation map {method!r} is none of {', '.join(get_args(Method))}")
     training = detector.training
     detector.eval()
     try:
@@ -81,16 +92,19 @@ def saliency(detector: Detector, images: Float[Tensor, "b 3 h w"], target: int) 
 
 @torch.enable_grad()
 def class_activation(
-    detector: Detector, images: Float[Tensor, "b 3 h w"], target: int, method: Literal["gradcam", "cam"]
+    detector: Detector, images: Float[Tensor, "b 3 h w"], target: int, method: Literal["gradcam", "cam", "layercam"]
 ) -> Float[Tensor, "b h w"]:
-    """Grad-CAM (Selvaraju et al. 2017) or CAM (Zhou et al. 2016) on the detector's target layer."""
+    """Grad-CAM (Selvaraju et al. 2017), CAM (Zhou et al. 2016) or LayerCAM (Jiang et al. 2021) on the target layer."""
     logits, activation = detector.with_activation(images.detach().clone().requires_grad_())
     size = (images.shape[-2], images.shape[-1])
     if method == "cam":
         weight = detector.head_weight()[target].expand(len(images), -1)
-    else:
-        weight = as_map(torch.autograd.grad(logits[:, target].sum(), activation)[0]).mean((2, 3))
-    return weighted_map(as_map(activation.detach()), weight.detach(), size)
+        return weighted_map(as_map(activation.detach()), weight.detach(), size)
+    gradient = as_map(torch.autograd.grad(logits[:, target].sum(), activation)[0])
+    maps = as_map(activation.detach())
+    if method == "layercam":
+        return layer_map(maps, gradient, size)
+    return weighted_map(maps, gradient.mean((2, 3)), size)
 
 
 @torch.no_grad()

@@ -1,22 +1,38 @@
 """A detector as the attacks see it: pixels in [0, 1] to logits of (real, fake), with its own normalisation inside."""
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from asmattack.models.heads import HeadKind, calibrate, check_kind, head_kind, last_operation, pair_of_logits
 from asmattack.models.pretrained import load_weights
 from tenfold import UserError
 from tenfold.hub import model_folder
 
+UNDECIDED = "assumed: neither said nor decided by the faces"
+
 TOKEN_NORMS = {"norm1", "layernorm_before"}
 """Names of the input norm of a transformer block in timm and transformers."""
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module) -> Generator[None]:
+    """In evaluation mode; the mode of every part is put back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 class CallableModule(nn.Module):
@@ -36,10 +52,12 @@ class Detector(nn.Module):
     """Wrap any classifier.
 
     Args:
-        module: network, or differentiable callable, with one logit (fake) or two.
+        module: network, or differentiable callable, with one output or two: logits or probabilities.
         mean: per-channel mean its training subtracted.
         std: per-channel deviation its training divided by.
-        fake_index: which of two logits means fake.
+        fake_index: which of two outputs means fake; of one output 1: high means fake, 0: high means real. None is 1 until
+            `calibrate` sees labelled faces that say otherwise.
+        head: how outputs are read; None is recognised at the first pass.
         input_size: side to which images are resized, differentiably; None keeps theirs.
         name: for tables.
         target_layer: module whose output activation maps use. By default the input norm of the last transformer block, or
@@ -57,16 +75,19 @@ class Detector(nn.Module):
         *,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
-        fake_index: int = 1,
+        fake_index: int | None = None,
+        head: HeadKind | None = None,
         input_size: int | None = None,
         name: str | None = None,
         target_layer: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if fake_index not in (0, 1):
+        if fake_index not in (None, 0, 1):
             raise UserError(f"fake_index {fake_index}: a detector has the outputs 0 and 1")
         self.network = module if isinstance(module, nn.Module) else CallableModule(module)
-        self.fake_index, self.input_size = fake_index, input_size
+        self.fake_index = 1 if fake_index is None else fake_index
+        self.order_from = UNDECIDED if fake_index is None else "given"
+        self.head, self._head_seen, self.input_size = head, False, input_size
         self.name = name or type(module).__name__
         # Not `self.module`: huggingface_hub takes that for a wrapper around the model and saves its inside.
         # The layer is not registered: it is already part of the network.
@@ -86,7 +107,7 @@ class Detector(nn.Module):
         *,
         pretrained: bool = False,
         num_classes: int = 2,
-        fake_index: int = 1,
+        fake_index: int | None = None,
     ) -> "Detector":
         """A timm model with the statistics and input size of its data configuration.
 
@@ -96,7 +117,7 @@ class Detector(nn.Module):
                 `module.` prefixes are taken off.
             pretrained: start from timm's own weights (a download where they are not cached).
             num_classes: 2, or 1 for a sigmoid head.
-            fake_index: which of two outputs means fake.
+            fake_index: which output means fake, see `Detector`.
 
         Raises:
             UserError: no such model, or weights of another one.
@@ -148,8 +169,9 @@ class Detector(nn.Module):
             processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, **strictly)
         except Exception as error:  # noqa: BLE001  # whatever a stranger's configuration makes transformers raise
             raise UserError(f"hf:{model}: holds no image classifier that can be loaded ({_reason(error)})") from None
-        if fake_index is None:
-            fake_index = 1 if network.config.num_labels == 1 else fake_index_of(network.config.id2label)
+        by_name = fake_index is None and network.config.num_labels != 1
+        if by_name:
+            fake_index = fake_index_of(network.config.id2label)
         size = processor.size
         side = (
             size.get("height") or size.get("shortest_edge") if hasattr(size, "get") else getattr(size, "height", None)
@@ -163,6 +185,7 @@ class Detector(nn.Module):
             fake_index=fake_index,
             name=Path(str(model)).name,
         )
+        made.order_from = "label names" if by_name else made.order_from
         made.origin = {
             "detector": "transformers",
             "config": network.config.to_dict(),
@@ -173,15 +196,86 @@ class Detector(nn.Module):
         return made
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2"]:
-        """Logits in the order real, fake; one sigmoid logit z becomes (0, z)."""
+        """Logits in the order real, fake; one logit z becomes (0, z), a probability p its log odds.
+
+        Raises:
+            UserError: outputs that are no detector's, or that contradict what was said of them.
+        """
+        output = self._outputs(images)
+        if not self._head_seen:
+            self._recognise(images, output)
+        assert self.head is not None
+        return pair_of_logits(output, self.head, self.fake_index)
+
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "b 3 h w"], labels: Int64[Tensor, " b"], batch_size: int = 64) -> None:
+        """Learn from labelled faces which way is fake, unless it was given or has been learned.
+
+        Args:
+            images: pixels in [0, 1].
+            labels: 0 real, 1 fake.
+            batch_size: faces at a time.
+
+        Raises:
+            UserError: the faces clearly contradict the names of the labels.
+        """
+        if self.order_from not in ("label names", UNDECIDED):
+            return
+        with evaluated(self):
+            parts = [self(part.to(self.device)) for part in images.split(batch_size)]
+        logits = torch.cat(parts)
+        found = calibrate(logits[:, 1] - logits[:, 0], labels.to(logits.device))
+        said = f"the labels of {found.faces} faces, AUC {max(found.auc, 1 - found.auc):.2f}"
+        if found.order == "undecided":
+            return
+        if found.order == "kept":
+            self.order_from = f"{self.order_from} and {said}" if self.order_from == "label names" else said
+            return
+        if self.order_from == "label names":
+            raise UserError(
+                f"{self.name}: output {self.fake_index} means fake by its name, and {said} say the opposite:"
+                " say which with fake_index (--fake-index)"
+            )
+        self.fake_index, self.order_from = 1 - self.fake_index, said
+        warnings.warn(f"{self.name} is read as {self.reading()}", stacklevel=3)
+
+    def reading(self) -> str:
+        """How its outputs are read, in words."""
+        if self.head in (None, "logit", "probability"):
+            order = "high means fake" if self.fake_index == 1 else "high means real"
+        else:
+            order = "real first" if self.fake_index == 1 else "fake first"
+        kinds = {"logit": "one logit", "probability": "one probability", "logits": "two logits"}
+        kind = "not seen yet" if self.head is None else kinds.get(self.head, "two probabilities")
+        return f"{kind}, {order} ({self.order_from})"
+
+    def _recognise(self, images: Tensor, output: Tensor) -> None:
+        """Set how outputs are read, once; say so where it is not as two logits or one."""
+        inside = bool(((output >= 0) & (output <= 1)).all())
+        operation = last_operation(output)
+        if inside and operation is None:
+            # The graph of one face tells what the values of many can only suggest.
+            with evaluated(self), torch.enable_grad():
+                operation = last_operation(self._outputs(images[:1].detach().clone().requires_grad_()))
+        try:
+            if self.head is not None:
+                check_kind(self.head, output, operation)
+            else:
+                self.head = head_kind(output, operation)
+                if self.head.startswith("probabilit"):
+                    warnings.warn(f"{self.name} is read as {self.reading()}", stacklevel=3)
+        except UserError as fault:
+            raise UserError(f"{self.name}: {fault}") from None
+        self._head_seen = True
+
+    def _outputs(self, images: Tensor) -> Float[Tensor, "b k"]:
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
             images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
         output = self.network((images - self.mean) / self.std)
-        if output.shape[-1] == 1:
-            return torch.cat([torch.zeros_like(output), output], 1)
-        if output.shape[-1] != 2:
+        output = output[:, None] if output.ndim == 1 else output
+        if output.shape[-1] not in (1, 2):
             raise UserError(f"{self.name} has {output.shape[-1]} outputs; a detector has one or two")
-        return output if self.fake_index == 1 else output.flip(1)
+        return output
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k i j"]:
         """The output of the layer that activation maps use."""

@@ -97,7 +97,8 @@ class Surrogate(Detector, PyTorchModelHubMixin):
         if architecture.startswith("timm:"):
             made = Detector.from_timm(architecture.removeprefix("timm:"))
             mean, std = made.mean.flatten().tolist(), made.std.flatten().tolist()
-            super().__init__(made.network, mean=mean, std=std, input_size=made.input_size, name=name or made.name)
+            size = made.input_size
+            super().__init__(made.network, mean=mean, std=std, fake_index=1, input_size=size, name=name or made.name)
             self.architecture = architecture
             return
         if architecture not in BODIES:
@@ -111,7 +112,7 @@ class Surrogate(Detector, PyTorchModelHubMixin):
             nn.Flatten(),
             nn.Linear(channels, 2),
         )
-        super().__init__(network, mean=(0.5,) * 3, std=(0.5,) * 3, name=name or architecture)
+        super().__init__(network, mean=(0.5,) * 3, std=(0.5,) * 3, fake_index=1, name=name or architecture)
         self.architecture = architecture
 
 

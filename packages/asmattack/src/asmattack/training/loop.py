@@ -85,7 +85,9 @@ def harden(
 ) -> Detector:
     """Fine-tune a detector, or what names it (see `load_detector`), on its own attacked faces; see `train`."""
     detector = load_detector(detector) if isinstance(detector, str) else detector
-    fit(Hardening(detector, *faces_of(config), config), config, out, resume, device)
+    training, held_out = faces_of(config)
+    detector.calibrate(held_out.pixels(), held_out.labels)
+    fit(Hardening(detector, training, held_out, config), config, out, resume, device)
     return detector
 
 
@@ -100,6 +102,7 @@ def train_generator(
     detector = load_detector(detector) if isinstance(detector, str) else detector
     detector = detector.to(pick_device(device))
     training, held_out = faces_of(config)
+    detector.calibrate(held_out.pixels(), held_out.labels)
     torch.manual_seed(config.seed)
     generator = MaskGenerator(config.width, size=config.size or max(48, training.images.shape[-1] // 4 * 4))
     generator.to(pick_device(device))

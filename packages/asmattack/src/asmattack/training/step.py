@@ -138,7 +138,7 @@ class Hardening:
         self.count = len(self.training)
         attack = preset(self.config.attack, self.config.eps / 255)
         self.attack_config: AttackConfig = replace(attack, steps=self.config.steps)
-        self.maker = MaskMaker(config=MaskConfig(policy=self.config.policy, budget="fixed_area"))
+        self.maker = MaskMaker(config=MaskConfig(policy=self.config.policy))
 
     def batch(self, rows: Int64[Tensor, " b"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Pixels, their attacked copies against the detector as it is, labels."""
