@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 TOP_LEVEL = {
+    "CITATION.cff",
     "pyproject.toml",
     "uv.lock",
     "packages",
