@@ -170,8 +170,8 @@ def test_weights_of_a_torch_file_are_read_and_nothing_in_it_is_run(tmp_path):
     vit = build_backbone(config)
     assert vit.name == name
     assert torch.equal(vit.backbone.norm.weight, model.norm.weight)
-    torch.save({"state_dict": wrapped | {"head.weight": torch.zeros(2, 192)}}, path)
-    with pytest.raises(UserError, match=r"1 unknown, first head\.weight"):
+    torch.save({"state_dict": wrapped | {"module.blocks.12.norm1.weight": torch.zeros(192)}}, path)
+    with pytest.raises(UserError, match=r"1 unknown, first blocks\.12\.norm1\.weight"):
         build_backbone(config)
 
     class Evil:
